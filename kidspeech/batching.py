@@ -1,0 +1,102 @@
+"""
+Which clips make an optimizer step, and how a step is shared out.
+
+The plan of an epoch is a pure function of the clips' lengths, the seed and the epoch's number. It knows nothing of devices
+or memory, so a run that is resumed, on as many devices or not, goes on with exactly the clips that would have come; and
+since the loss is divided by the targets of the whole step, how a step is cut into micro-batches changes no gradient.
+
+    plan_epoch -> steps of about effective_batch, clips of similar length together
+    share      -> this device's micro-batches of a step, at most batch_seconds of padded audio each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kidspeech.config import Batch
+
+Clips = NDArray[np.int64]
+WINDOW = 64  # steps whose clips are sorted by length together: 7 % padding at the lengths of the contest, 250 % without
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """
+    What one device takes at once.
+
+    Attributes:
+        clips: clip numbers.
+        padded: with the context padded to the model's whole window.
+        idle: for no loss, only to take part: this device had no clip left.
+    """
+
+    clips: Clips
+    padded: bool = False
+    idle: bool = False
+
+
+def plan_epoch(seconds: NDArray[np.float64], effective: Batch, *, seed: int, epoch: int) -> list[Clips]:
+    """
+    Return the steps of one epoch, each an array of clip numbers; every clip stands in exactly one.
+
+    The clips are shuffled, sorted by length within windows of WINDOW steps, cut, and the steps shuffled again.
+
+    Args:
+        seconds: shape (n,), length of each clip.
+        effective: what one step sees.
+        seed: of the run.
+        epoch: from 0.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(seconds))
+    cost = np.ones(len(seconds)) if effective.unit == "clips" else seconds
+    windows = _cut(order, cost, effective.amount * WINDOW)
+    steps = [
+        step for window in windows for step in _cut(window[np.argsort(seconds[window], kind="stable")], cost, effective.amount)
+    ]
+    return [steps[place] for place in random.permutation(len(steps))]
+
+
+def share(
+    step: Clips, cost: Callable[[Clips], float], *, limit: float, rank: int, world: int, padded: bool
+) -> list[MicroBatch]:
+    """
+    Return the micro-batches of *step* for one of *world* devices; each device gets equally many.
+
+    Longest clips come first, dealt out in turn, so that the devices finish together. A device that has fewer batches than
+    another idles on the step's shortest clip, since all must take part when gradients are exchanged.
+
+    Args:
+        step: clip numbers, sorted by length.
+        cost: of a micro-batch, in the unit of *limit* (seconds of padded audio).
+        limit: what one device takes at once; a single clip above it goes alone.
+        rank: this device, from 0.
+        world: number of devices.
+        padded: said of each micro-batch.
+    """
+    cut = [pack(step[::-1][place::world], cost, limit) for place in range(world)]
+    idle = [MicroBatch(step[:1], padded, idle=True)] * (max(map(len, cut)) - len(cut[rank]))
+    return [MicroBatch(clips, padded) for clips in cut[rank]] + idle
+
+
+def pack(clips: Clips, cost: Callable[[Clips], float], limit: float) -> list[Clips]:
+    """
+    Cut *clips*, in their order, into batches of at most *limit*; a single clip above it goes alone.
+    """
+    batches: list[Clips] = []
+    start = 0
+    for end in range(1, len(clips) + 1):
+        if end - start > 1 and cost(clips[start:end]) > limit:
+            batches.append(clips[start : end - 1])
+            start = end - 1
+    return [*batches, clips[start:]] if len(clips) else batches
+
+
+def _cut(clips: Clips, cost: NDArray[np.float64], amount: float) -> list[Clips]:
+    # cut where the running cost passes the next multiple of *amount*: parts are right on average, none is empty
+    passed = np.floor((np.cumsum(cost[clips]) - cost[clips] / 2) / amount)
+    return np.split(clips, np.flatnonzero(np.diff(passed) > 0) + 1) if len(clips) else []
