@@ -6,18 +6,21 @@ or memory, so a run that is resumed, on as many devices or not, goes on with exa
 since the loss is divided by the targets of the whole step, how a step is cut into micro-batches changes no gradient.
 
     plan_epoch -> steps of about effective_batch, clips of similar length together
+    Plan       -> the steps of a whole run, from any of them on
     share      -> this device's micro-batches of a step, at most batch_seconds of padded audio each
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kidspeech.config import Batch
+from kidspeech.config import Batch, Train
 
 Clips = NDArray[np.int64]
 WINDOW = 64  # steps whose clips are sorted by length together: 7 % padding at the lengths of the contest, 250 % without
@@ -37,6 +40,53 @@ class MicroBatch:
     clips: Clips
     padded: bool = False
     idle: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    One optimizer step of the plan.
+
+    Attributes:
+        number: in the run, from 0.
+        epoch, place: the epoch, and the step's place in it, from 0.
+        ends_epoch: whether it is the epoch's last.
+        clips: clip numbers, sorted by length.
+    """
+
+    number: int
+    epoch: int
+    place: int
+    ends_epoch: bool
+    clips: Clips
+
+
+class Plan:
+    """
+    The steps of a run.
+    """
+
+    def __init__(self, seconds: NDArray[np.float64], settings: Train) -> None:
+        self.seconds, self.settings = seconds, settings
+        whole, part = int(settings.epochs), settings.epochs % 1
+        steps = sum(len(self._epoch(epoch)) for epoch in range(whole)) + math.ceil(part * len(self._epoch(whole)))
+        self.total = settings.max_steps or max(steps, 1)
+
+    def rest(self, number: int, epoch: int, place: int) -> Iterator[Step]:
+        """
+        Yield the steps from *number* on, which is the one at *place* of *epoch*.
+        """
+        for later in itertools.count(epoch):
+            steps = self._epoch(later)
+            for at in range(place, len(steps)):
+                if number == self.total:
+                    return
+                yield Step(number, later, at, at + 1 == len(steps), steps[at])
+                number += 1
+            place = 0
+
+    def _epoch(self, epoch: int) -> list[Clips]:
+        return plan_epoch(self.seconds, self.settings.effective_batch, seed=self.settings.seed, epoch=epoch)
 
 
 def plan_epoch(seconds: NDArray[np.float64], effective: Batch, *, seed: int, epoch: int) -> list[Clips]:

@@ -47,6 +47,8 @@ class TrainState:
     """Validations since the best one."""
     seconds: float = 0.0
     """Spent in training, over all starts."""
+    processes: int | None = None
+    """That trained it last."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry a validation: step, wer, groups, loss."""
 

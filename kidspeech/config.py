@@ -121,8 +121,8 @@ class Train(Section):
     """Stop after this many optimizer steps, whatever epochs says; the schedule ends there too."""
     effective_batch: Batch = Batch(amount=36, unit="clips")
     """What one optimizer step sees over all devices: "36 clips" or "120 seconds"."""
-    batch_seconds: PositiveFloat = 240.0
-    """Seconds of (padded) audio one device takes at once; a larger step is accumulated, with the same result."""
+    batch_seconds: PositiveFloat | Literal["auto"] = "auto"
+    """Seconds of (padded) audio a device takes at once, the rest of a step after it; auto tries what the card holds, once."""
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate, reached after the warm-up."""
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
@@ -137,6 +137,10 @@ class Train(Section):
     """With the trimmed context: share of the last steps that see clips padded to 30 s, which costs time and wins accuracy."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: auto is bf16 on cards that have it, else fp16, and fp32 on a CPU."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the network's layers: a minute or less once, then faster steps; auto does on a GPU for long runs."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay a step of an exponential moving average of the weights, which is what is validated and kept; 0 for none."""
     seed: int = 0
     """Seed of the order of the clips, dropout and new weights."""
     eval_every: PositiveInt | None = None
@@ -149,6 +153,8 @@ class Train(Section):
     """Checkpoints kept for resuming; best/ is apart from them."""
     log_every: PositiveInt = 10
     """Optimizer steps between lines of the log."""
+    max_bad_steps: int = Field(default=5, ge=0)
+    """Steps in a row whose loss or gradient is not finite (they change no weight) before the run stops."""
     loader_workers: int = Field(default=2, ge=0)
     """Processes that read the dataset ahead of the device; not used on a CPU, where they only take its cores."""
 

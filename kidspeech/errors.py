@@ -16,6 +16,7 @@ Everything kidspeech raises on purpose.
     ├── BusyError             another process is working in this folder
     ├── StorageError          the disk is full or can't be written
     ├── TrainingError         the run can't go on: the loss is not finite, or a process died
+    ├── StoppedError          a signal asked the run to stop; a checkpoint of that moment is there
     └── RemoteError           something between here and the pod; the message says what still costs money
         ├── ApiError          RunPod's API refused or did not answer; carries the HTTP status
         ├── CapacityError     no data centre has the GPUs, or the host of a stopped pod is full
@@ -109,6 +110,16 @@ class TrainingError(KidspeechError):
     """
     The run can't go on.
     """
+
+
+class StoppedError(KidspeechError):
+    """
+    A signal asked the run to stop, and it has saved itself.
+    """
+
+    def __init__(self, run: Path, step: int, signal: str | None) -> None:
+        by = signal or "a signal to another of its processes"
+        super().__init__(f"stopped by {by} at step {step}, saved in {run}; the same command goes on from there")
 
 
 class RemoteError(KidspeechError):

@@ -4,13 +4,16 @@ From a prepared dataset to batches: lengths in memory, features read from disk w
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 
-from kidspeech.batching import Clips, MicroBatch
+from kidspeech.batching import Clips, MicroBatch, Step
 from kidspeech.collate import Collator
 from kidspeech.models import IGNORED, BaseASRModel, Batch
 
@@ -74,6 +77,33 @@ class Batches(torch.utils.data.Dataset[Batch]):
         if micro.idle:
             batch["labels"].fill_(IGNORED)
         return batch
+
+
+def feed(
+    steps: Iterator[Step], shares: Callable[[Step], list[MicroBatch]], batches: Batches, *, workers: int, pinned: bool
+) -> Iterator[tuple[Step, list[Batch]]]:
+    """
+    Yield each step with this device's batches of it, read ahead across epochs.
+
+    Args:
+        steps: what is left of the plan.
+        shares: from a step to this device's micro-batches.
+        batches: reads and collates them.
+        workers: processes that read ahead; 0 reads in this one.
+        pinned: put batches where a GPU fetches them without waiting.
+    """
+    ahead, now = itertools.tee((step, shares(step)) for step in steps)
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=(micro for _, micros in ahead for micro in micros),
+        num_workers=workers,
+        pin_memory=pinned,
+        generator=torch.Generator(),  # its own: a loader draws a seed, and a resumed run would draw another
+    )
+    ready = iter(loader)
+    for step, micros in now:
+        yield step, [next(ready) for _ in micros]
 
 
 def _spread(side: Dataset, most: int) -> Dataset:

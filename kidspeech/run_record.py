@@ -1,12 +1,11 @@
 """
-What a run tells of itself: figures while it goes, and run.json at its end.
+What a run tells of itself at its end: run.json.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ import transformers
 from accelerate import Accelerator
 
 from kidspeech import __version__
-from kidspeech.batching import Clips
 from kidspeech.checkpoint import TrainState
 from kidspeech.config import Recipe, as_dict
 from kidspeech.errors import writing
-from kidspeech.loader import Side
 
 
 @dataclass(frozen=True)
@@ -36,6 +33,7 @@ class RunResult:
         start_wer: before the first step, on the same children.
         seconds: spent in training and validation.
         history: one entry a validation.
+        speed: medians of the log's lines: see kidspeech.meter.
         recipe, dataset, versions, machine: what made it.
     """
 
@@ -45,43 +43,14 @@ class RunResult:
     start_wer: float
     seconds: float
     history: list[dict[str, Any]]
+    speed: dict[str, float]
     recipe: dict[str, Any]
     dataset: str
     versions: dict[str, str]
     machine: str
 
 
-class Window:
-    """
-    Figures since the last line of the log.
-    """
-
-    def __init__(self) -> None:
-        self.loss: torch.Tensor | float = 0.0
-        self.steps, self.clips, self.audio = 0, 0, 0.0
-        self.started = time.monotonic()
-
-    def add(self, loss: torch.Tensor, side: Side, step: Clips) -> None:
-        """
-        Count one step; the loss stays on the device, since fetching it would wait for the device.
-        """
-        self.loss = self.loss + loss
-        self.steps += 1
-        self.clips += len(step)
-        self.audio += float(side.seconds[step].sum())
-
-    def figures(self, accelerator: Accelerator) -> dict[str, float]:
-        """
-        Return the means since the last call, over all devices, and start again.
-        """
-        passed = time.monotonic() - self.started
-        loss = float(accelerator.reduce(torch.as_tensor(self.loss), "sum")) / self.steps
-        rates = {"clips_per_second": self.clips / passed, "audio_seconds_per_second": self.audio / passed}
-        self.__init__()  # type: ignore[misc]
-        return {"loss": loss, **rates}
-
-
-def result_of(state: TrainState, recipe: Recipe, dataset: str, accelerator: Accelerator) -> RunResult:
+def result_of(state: TrainState, recipe: Recipe, dataset: str, accelerator: Accelerator, speed: dict[str, float]) -> RunResult:
     """
     Return what is to be said of a run that has ended in *state*.
     """
@@ -94,6 +63,7 @@ def result_of(state: TrainState, recipe: Recipe, dataset: str, accelerator: Acce
         start_wer=state.history[0]["wer"],
         seconds=round(state.seconds, 1),
         history=state.history,
+        speed=speed,
         recipe=as_dict(recipe),
         dataset=dataset,
         versions=libraries,

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,22 +24,26 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim import AdamW
-from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
-from kidspeech.batching import Clips, MicroBatch, pack, plan_epoch, share
+from kidspeech.batching import MicroBatch, Plan, Step, share
 from kidspeech.cache import locked
 from kidspeech.checkpoint import BestInfo, TrainState, best_folder, latest, open_run, rotate, step_folder
-from kidspeech.config import Recipe, Train, as_dict
+from kidspeech.config import Recipe, as_dict
 from kidspeech.dataset import Prepared, load_dataset
-from kidspeech.errors import TrainingError
-from kidspeech.loader import Batches, Side
+from kidspeech.ema import WeightAverage
+from kidspeech.errors import StoppedError, TrainingError
+from kidspeech.hardware import batch_seconds, between_cpus, compiles, precision
+from kidspeech.loader import Batches, Side, feed
+from kidspeech.meter import Meter
 from kidspeech.metrics import ChildWER
 from kidspeech.models import BaseASRModel, Batch, create_model
 from kidspeech.progress import Progress, silent
-from kidspeech.run_record import RunResult, Window, read_result, result_of, write_result
+from kidspeech.run_record import RunResult, read_result, result_of, write_result
+from kidspeech.stopping import Stop
+from kidspeech.validation import shown_transcripts, to_device, transcribe
 
 DEBUG_CLIPS = (100, 20)  # of training and validation, with --debug
 
@@ -52,6 +55,7 @@ def train(
     *,
     debug: bool = False,
     force_restart: bool = False,
+    price_per_hour: float | None = None,
     progress: Progress = silent,
 ) -> RunResult:
     """
@@ -63,17 +67,20 @@ def train(
         run: run folder; see kidspeech.checkpoint for what is in it.
         debug: take 100 training and 20 validation clips.
         force_restart: move a run that is there aside and begin anew.
+        price_per_hour: of the machine, to show the bill so far.
         progress: told of steps and validations, on the main process.
 
     Raises:
         DatasetError, CheckpointError, RecipeError: the input can't be used.
         BusyError: another process trains in *run*.
         StorageError: the disk is full; older checkpoints are whole.
-        TrainingError: the loss is not finite.
+        TrainingError: the loss was not finite for train.max_bad_steps steps.
+        StoppedError: SIGTERM or SIGINT came; a checkpoint of this moment is there.
     """
     settings = ProjectConfiguration(project_dir=str(run), logging_dir=str(run))
-    precision = _precision(recipe.train)
-    accelerator = Accelerator(cpu=_gloo(), mixed_precision=precision, log_with="tensorboard", project_config=settings)
+    accelerator = Accelerator(
+        cpu=between_cpus(), mixed_precision=precision(recipe.train), log_with="tensorboard", project_config=settings
+    )
     main = accelerator.is_main_process
     model = create_model(recipe.model)
     train_side, val_side, prepared = load_dataset(data, model)
@@ -82,8 +89,10 @@ def train(
             open_run(run, recipe, _dataset_key(prepared, debug=debug), force_restart=force_restart and main)
         if (finished := read_result(run)) is not None:
             return finished
-        sides = [Side(side, model, most) for side, most in zip((train_side, val_side), _most(debug=debug), strict=True)]
-        job = Job(accelerator, recipe, run, model, sides[0], sides[1], prepared, progress if main else silent)
+        most = DEBUG_CLIPS if debug else (None, None)
+        sides = [Side(side, model, few) for side, few in zip((train_side, val_side), most, strict=True)]
+        meter = Meter(accelerator, sides[0], price_per_hour)
+        job = Job(accelerator, recipe, run, model, sides[0], sides[1], prepared, meter, progress if main else silent)
         return job.run_through()
 
 
@@ -100,10 +109,13 @@ class Job:
     train_side: Side
     val_side: Side
     prepared: Prepared
+    meter: Meter
     progress: Progress
     state: TrainState = field(default_factory=TrainState)
     loss: float | None = None
     """As in the log's last line."""
+    bad: int = 0
+    """Steps in a row, up to the log's last line, whose loss is not finite."""
 
     def run_through(self) -> RunResult:
         """
@@ -111,122 +123,197 @@ class Job:
         """
         self._build()
         self._restore()
-        self._fit()
+        with Stop(self.accelerator) as self.stop:
+            self._fit()
         return self._finish()
 
     def _build(self) -> None:
-        set_seed(self.recipe.train.seed)
-        self.model.load()
         settings = self.recipe.train
-        optimizer = AdamW(_parameter_groups(self.model.network, settings.weight_decay), lr=settings.learning_rate, fused=True)
-        self.total = self._total_steps()
-        warmup = min(settings.warmup_steps, math.ceil(self.total / 10))
+        set_seed(settings.seed)
+        self.model.load()
+        self.plan = Plan(self.train_side.seconds, settings)
+        groups = _parameter_groups(self.model.network, settings.weight_decay)
+        self.optimizer = AdamW(groups, lr=settings.learning_rate, fused=True)
+        warmup = min(settings.warmup_steps, math.ceil(self.plan.total / 10))
         # not through prepare: accelerate would step it once a process
-        self.scheduler = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=self.total)
-        self.model.network, self.optimizer = self.accelerator.prepare(self.model.network, optimizer)
-        self.accelerator.register_for_checkpointing(self.scheduler)
+        self.scheduler = get_scheduler(settings.schedule, self.optimizer, warmup, self.plan.total)
+        if compiles(settings, self.plan.total, self.accelerator.device):
+            self.model.compile()
+        self.model.network, self.stepper = self.accelerator.prepare(self.model.network, self.optimizer)
+        self.average = WeightAverage(self.model.network, settings.ema) if settings.ema else None
+        self.accelerator.register_for_checkpointing(self.scheduler, *[self.average] * (self.average is not None))
+        self.batches = Batches(self.train_side, self.model)
         self.accelerator.init_trackers("tensorboard")
-        set_seed(settings.seed, device_specific=True)
 
     def _restore(self) -> None:
+        self.limit = batch_seconds(self.recipe, self.accelerator, self._attempt)
+        set_seed(self.recipe.train.seed, device_specific=True)
         newest = latest(self.run)
         if newest is not None:
             self.accelerator.load_state(str(newest))
             self.state.load_state_dict(json.loads((newest / "state.json").read_text(encoding="utf-8")))
+        then, now = self.state.processes, self.accelerator.num_processes
+        if then not in (None, now):
+            note = f"begun on {then} processes and now on {now}: the same clips in the same steps, other random numbers"
+            self.progress("resuming", self.state.step, self.plan.total, note)
+        self.state.processes = now
+
+    def _attempt(self, seconds: float) -> None:
+        """
+        Take the longest clips forward and backward as one micro-batch, for no step.
+        """
+        longest = np.argsort(-self.train_side.seconds, kind="stable")
+        each = self.train_side.padded_seconds(longest[:1], self.model, padded=False)
+        clips = np.resize(longest, max(int(seconds / each), 1))
+        with self._alone():
+            self.accelerator.backward(self.model.loss(to_device(self.batches[MicroBatch(clips)], self.accelerator.device)))
+        self.stepper.zero_grad()
 
     def _fit(self) -> None:
         self.started = time.monotonic() - self.state.seconds
-        if not self.state.history:
+        if self._validates(ends_epoch=self.state.step_in_epoch == 0) and not self._validated():
             self._validate()
-        self.progress("training", self.state.step, self.total)
-        window = Window()
+        self.progress("training", self.state.step, self.plan.total)
         while not self._over():
-            for step, batches in self._epoch():
-                window.add(self._step(step, batches), self.train_side, step)
-                self.state.step += 1
-                self.state.step_in_epoch += 1
-                self._log(window)
-                if self._validates():
-                    self._validate()
-                if self._saves():
-                    self._save()
-                if self._over():
-                    break
-            else:
-                self.state.epoch, self.state.step_in_epoch = self.state.epoch + 1, 0
+            self._fit_on()
 
-    def _epoch(self) -> Iterator[tuple[Clips, list[Batch]]]:
+    def _fit_on(self) -> None:
         """
-        Yield what is left of this epoch: each step's clips, and this device's micro-batches of it.
+        Take steps until the run is over, or a micro-batch does not fit.
         """
-        whole = self._plan(self.state.epoch)
-        self.epoch_steps = len(whole)
-        plan = whole[self.state.step_in_epoch :]
-        shares = [self._share(step, self.state.step + ahead) for ahead, step in enumerate(plan)]
-        loader = DataLoader(
-            Batches(self.train_side, self.model),
-            batch_size=None,
-            sampler=[micro for micros in shares for micro in micros],
-            num_workers=0 if self.accelerator.device.type == "cpu" else self.recipe.train.loader_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-            generator=torch.Generator(),  # its own: a loader draws a seed, and a resumed epoch would draw another
-        )
-        batches = iter(loader)
-        for step, micros in zip(plan, shares, strict=True):
-            yield step, [next(batches) for _ in micros]
+        on_gpu = self.accelerator.device.type == "cuda"
+        workers = self.recipe.train.loader_workers if on_gpu else 0  # on a CPU they would only take its cores
+        rest = self.plan.rest(self.state.step, self.state.epoch, self.state.step_in_epoch)
+        for step, batches in self.meter.timed(feed(rest, self._share, self.batches, workers=workers, pinned=on_gpu)):
+            try:
+                self.meter.add(step, self._step(step, batches))
+            except torch.OutOfMemoryError as error:
+                self._halve(step, error)
+                return
+            self._advance(step)
+            if self._after(ends_epoch=step.ends_epoch):
+                return
 
-    def _step(self, step: Clips, batches: list[Batch]) -> torch.Tensor:
+    def _after(self, *, ends_epoch: bool) -> bool:
+        """
+        Log, validate and save what is due, and return whether the run is over.
+        """
+        due, stopped = self._validates(ends_epoch=ends_epoch), self.stop.agreed(self.state.step)
+        saves = due or stopped or self.state.step % self.recipe.train.save_every == 0
+        if saves or self.state.step % self.recipe.train.log_every == 0:  # nothing is saved that was not looked at
+            self._log()
+        if due and not stopped:
+            self._validate()
+        if saves:
+            self._save()
+            self.meter.pause()
+        if stopped:
+            raise StoppedError(self.run, self.state.step, self.stop.received)
+        return self._over()
+
+    def _step(self, step: Step, batches: list[Batch]) -> torch.Tensor:
         """
         Take one optimizer step and return this device's part of its mean loss per target token.
         """
-        targets = int(self.train_side.n_targets[step].sum())
+        targets = int(self.train_side.n_targets[step.clips].sum())
         total = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(batches, start=1):
-            exchange = contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model.network)
-            with exchange:
-                loss = self.model.loss(_to(batch, self.accelerator.device)) / targets
+            with contextlib.nullcontext() if number == len(batches) else self._alone():
+                loss = self.model.loss(to_device(batch, self.accelerator.device)) / targets
                 # gradients are averaged over devices, and the loss is to be summed
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
-        self.accelerator.clip_grad_norm_(self.model.network.parameters(), self.recipe.train.max_grad_norm)
-        self.optimizer.step()
+        norm = self.accelerator.clip_grad_norm_(self.model.network.parameters(), self.recipe.train.max_grad_norm)
+        if self.accelerator.scaler is None and norm is not None:
+            # AdamW's own switch for scalers: a step whose gradient is not finite changes nothing, and nobody waits to see
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        self.stepper.step()
         self.learning_rate = self.scheduler.get_last_lr()[0]
         self.scheduler.step()
-        self.optimizer.zero_grad()
+        self.stepper.zero_grad()
         return total
 
-    def _log(self, window: Window) -> None:
-        if self.state.step % self.recipe.train.log_every and not self._saves():  # nothing is saved that was not looked at
-            return
-        figures = window.figures(self.accelerator) | {"learning_rate": self.learning_rate}
-        if not math.isfinite(figures["loss"]):
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        """
+        Return a context in which devices do not exchange gradients.
+        """
+        context: contextlib.AbstractContextManager[None] = self.accelerator.no_sync(self.model.network)
+        return context
+
+    def _halve(self, step: Step, error: torch.OutOfMemoryError) -> None:
+        """
+        Go on from the same step with micro-batches of half the size, with the same result.
+        """
+        smallest = self.train_side.padded_seconds(step.clips[-1:], self.model, padded=self._padded(step))
+        if self.limit <= smallest or self.accelerator.num_processes > 1:  # the other devices wait for this one's gradients
             msg = (
-                f"the loss is {figures['loss']} after step {self.state.step}; the newest checkpoint is from before: "
-                "lower train.learning_rate, or look at the clips with kidspeech inspect"
+                f"out of memory at step {self.state.step} with micro-batches of {self.limit:g} seconds; the newest checkpoint "
+                f"is whole: go on with train.batch_seconds={max(self.limit / 2, 1):g} or model.gradient_checkpointing=true"
+            )
+            raise TrainingError(msg) from error
+        self.stepper.zero_grad()
+        self.limit = max(self.limit / 2, smallest)
+        torch.cuda.empty_cache()
+        note = f"out of memory: micro-batches of {self.limit:g} seconds from here on, the steps stay the same"
+        self.progress("training", self.state.step, self.plan.total, note)
+
+    def _advance(self, step: Step) -> None:
+        self.state.step = step.number + 1
+        self.state.epoch, self.state.step_in_epoch = (step.epoch + 1, 0) if step.ends_epoch else (step.epoch, step.place + 1)
+        if self.average is not None:
+            self.average.update(self.state.step)
+
+    def _log(self) -> None:
+        figures, losses = self.meter.read(self.learning_rate)
+        self.loss = figures["loss"]
+        self.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=self.state.step)
+        self.progress("training", self.state.step, self.plan.total, self.meter.line())
+        for step, loss in losses:
+            self.bad = 0 if math.isfinite(loss) else self.bad + 1
+            if self.bad:
+                self._report_bad(step, loss)
+
+    def _report_bad(self, step: Step, loss: float) -> None:
+        ids = self.train_side.texts("utterance_id")
+        some = ", ".join(ids[clip] for clip in step.clips[:5]) + (", …" if len(step.clips) > 5 else "")
+        what = f"the loss is {loss} at step {step.number + 1} ({some})"
+        self.progress("training", self.state.step, self.plan.total, f"{what}; the step is left out")
+        if self.bad >= self.recipe.train.max_bad_steps or self._over():
+            msg = (
+                f"{what}, as at the {self.bad - 1} before; the newest checkpoint is from before: lower train.learning_rate, "
+                "or look at these clips with kidspeech inspect"
             )
             raise TrainingError(msg)
-        self.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=self.state.step)
-        note = f"loss {figures['loss']:.3f}, lr {figures['learning_rate']:.1e}, {figures['clips_per_second']:.1f} clips/s"
-        self.progress("training", self.state.step, self.total, note)
-        self.loss = figures["loss"]
 
-    def _validates(self) -> bool:
+    def _validates(self, *, ends_epoch: bool) -> bool:
         every = self.recipe.train.eval_every
-        due = self.state.step_in_epoch == self.epoch_steps if every is None else self.state.step % every == 0
-        return due or self.state.step == self.total
+        return self.state.step == self.plan.total or (ends_epoch if every is None else self.state.step % every == 0)
 
-    def _saves(self) -> bool:
-        return self._validates() or self.state.step % self.recipe.train.save_every == 0
+    def _validated(self) -> bool:
+        return any(entry["step"] == self.state.step for entry in self.state.history)
 
     def _over(self) -> bool:
         patience = self.recipe.train.patience
-        return self.state.step >= self.total or (patience is not None and self.state.stale >= patience)
+        return self.state.step >= self.plan.total or (patience is not None and self.state.stale >= patience)
 
     def _validate(self) -> None:
         """
         Measure WER on the validation children by real generation, and keep the weights if it is the lowest so far.
         """
-        texts = self._transcribe()
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            padded = self._context() == "padded"
+            stage = f"validation at step {self.state.step}"
+            texts = transcribe(
+                self.accelerator,
+                self.model,
+                self.val_side,
+                self.recipe.decode,
+                padded=padded,
+                tell=lambda done, total: self.progress(stage, done, total),
+            )
+            self._judge(texts)
+
+    def _judge(self, texts: list[str]) -> None:
         side = self.val_side
         result = ChildWER().compute(
             predictions=texts, references=side.texts("orthographic_text"), groups=side.texts("age_bucket")
@@ -235,25 +322,17 @@ class Job:
         self.state.history.append({"step": self.state.step, "wer": result["wer"], "groups": groups, "loss": self.loss})
         curves = {"validation/wer": result["wer"]} | {f"validation/wer_{name}": wer for name, wer in groups.items()}
         self.accelerator.log(curves, step=self.state.step)
+        self._show(texts)
         if self.state.best_wer is None or result["wer"] < self.state.best_wer:
             self.state.best_wer, self.state.best_step, self.state.stale = result["wer"], self.state.step, 0
             self._save_best(result["wer"], groups)
         else:
             self.state.stale += 1
 
-    def _transcribe(self) -> list[str]:
-        side, settings, padded = self.val_side, self.recipe.decode, self._context() == "padded"
-        order = np.argsort(-side.seconds, kind="stable")[self.accelerator.process_index :: self.accelerator.num_processes]
-        batches = pack(order, lambda clips: side.padded_seconds(clips, self.model, padded=padded), settings.batch_seconds)
-        made: list[tuple[int, str]] = []
-        self.model.network.eval()
-        for clips in batches:
-            batch = _to(Batches(side, self.model)[MicroBatch(clips, padded)], self.accelerator.device)
-            with self.accelerator.autocast():
-                made += zip(clips.tolist(), self.model.generate(batch, settings), strict=True)
-            self.progress(f"validation at step {self.state.step}", len(made), len(order))
-        self.model.network.train()
-        return [text for _, text in sorted(gather_object(made))]
+    def _show(self, texts: list[str]) -> None:
+        if self.accelerator.is_main_process:
+            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
+            writer.add_text("validation/transcripts", shown_transcripts(self.val_side, texts), self.state.step)
 
     def _context(self) -> str:
         """
@@ -273,6 +352,8 @@ class Job:
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:
+        if self.bad:  # weights that give no finite loss replace no checkpoint that did
+            return
         main = self.accelerator.is_main_process
         self.state.seconds = time.monotonic() - self.started
         with step_folder(self.run, self.state, main=main, meet=self.accelerator.wait_for_everyone) as folder:
@@ -283,32 +364,25 @@ class Job:
 
     def _finish(self) -> RunResult:
         self.accelerator.end_training()
-        result = result_of(self.state, self.recipe, self.prepared.key, self.accelerator)
+        result = result_of(self.state, self.recipe, self.prepared.key, self.accelerator, self.meter.medians())
         if self.accelerator.is_main_process:
             write_result(self.run, result)
         return result
 
-    def _plan(self, epoch: int) -> list[Clips]:
-        settings = self.recipe.train
-        return plan_epoch(self.train_side.seconds, settings.effective_batch, seed=settings.seed, epoch=epoch)
-
-    def _total_steps(self) -> int:
-        settings = self.recipe.train
-        whole, part = int(settings.epochs), settings.epochs % 1
-        steps = sum(len(self._plan(epoch)) for epoch in range(whole)) + math.ceil(part * len(self._plan(whole)))
-        return settings.max_steps or max(steps, 1)
-
-    def _share(self, step: Clips, number: int) -> list[MicroBatch]:
-        finish = self.total * (1 - self.recipe.train.padded_finish)
-        padded = self.recipe.model.context == "padded" or number >= finish
+    def _share(self, step: Step) -> list[MicroBatch]:
+        padded = self._padded(step)
         return share(
-            step,
+            step.clips,
             lambda clips: self.train_side.padded_seconds(clips, self.model, padded=padded),
-            limit=self.recipe.train.batch_seconds,
+            limit=self.limit,
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             padded=padded,
         )
+
+    def _padded(self, step: Step) -> bool:
+        finish = self.plan.total * (1 - self.recipe.train.padded_finish)
+        return self.recipe.model.context == "padded" or step.number >= finish
 
 
 @contextlib.contextmanager
@@ -321,33 +395,11 @@ def _dataset_key(prepared: Prepared, *, debug: bool) -> str:
     return f"{prepared.key}-debug" if debug else prepared.key
 
 
-def _most(*, debug: bool) -> tuple[int | None, int | None]:
-    return DEBUG_CLIPS if debug else (None, None)
-
-
-def _precision(settings: Train) -> str:
-    wanted = settings.precision
-    if wanted == "auto" and torch.cuda.is_available():
-        wanted = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return wanted if wanted in ("bf16", "fp16") else "no"
-
-
-def _gloo() -> bool:
-    """
-    Return whether several processes share CPUs: accelerate takes them for strangers otherwise.
-    """
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
-
-
 def _parameter_groups(network: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     decayed = [parameter for parameter in trained if parameter.ndim >= 2]
     rest = [parameter for parameter in trained if parameter.ndim < 2]
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in batch.items()}
 
 
 if __name__ == "__main__":

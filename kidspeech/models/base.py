@@ -78,6 +78,12 @@ class BaseASRModel(ABC):
         """
 
     @abstractmethod
+    def compile(self) -> None:
+        """
+        Compile the layers that make up the network, each kind of layer once for all shapes.
+        """
+
+    @abstractmethod
     def loss(self, batch: Batch) -> torch.Tensor:
         """
         Return the loss summed (not averaged) over the batch's target labels, so that the caller can divide by the
