@@ -37,17 +37,9 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def test(session: nox.Session) -> None:
     """
-    Run the tests but the trainings on a played pod and the crashes; arguments after -- go to pytest, like -m "not slow".
+    Run the tests but the trainings on a played pod; arguments after -- go to pytest, like -m "not slow".
     """
-    _test(session, "--numprocesses", "auto", *(session.posargs or ("-m", "not (pod and slow) and not crash")))
-
-
-@nox.session
-def test_crash(session: nox.Session) -> None:
-    """
-    Kill, interrupt and starve prepare at many moments: by itself, since others' work shifts the moments.
-    """
-    _test(session, "-m", "crash", *session.posargs)
+    _test(session, "--numprocesses", "auto", *(session.posargs or ("-m", "not (pod and slow)")))
 
 
 @nox.session

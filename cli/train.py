@@ -100,7 +100,9 @@ def launcher_options(num_processes: int | None) -> list[str]:
     threads = max(1, (os.cpu_count() or 1) // count)
     options = ["--num_processes", str(count), "--num_machines", "1", "--num_cpu_threads_per_process", str(threads)]
     # "multi_gpu" is accelerate's word for torchrun; without a GPU the processes talk over gloo
-    return [*options, "--mixed_precision", "no", "--dynamo_backend", "no", *["--multi_gpu"] * (count > 1)]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    # a port of its own: left to accelerate, two runs that start together on one machine both take 29500, and one fails
+    return [*options, "--multi_gpu", "--main_process_port", "0"] if count > 1 else options
 
 
 def _launch(arguments: list[str]) -> None:

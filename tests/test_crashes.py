@@ -4,7 +4,6 @@ Prepare under fire: killed, interrupted, run twice at once, out of disk, and wit
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -12,16 +11,11 @@ import shutil
 import signal
 import subprocess
 import time
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, ClassVar
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import soundfile
-from numpy.typing import NDArray
 
 from kidspeech import shards, workers
 from kidspeech.cache import FeatureCache
@@ -29,43 +23,21 @@ from kidspeech.clips import Clip
 from kidspeech.config import load_recipe
 from kidspeech.dataset import build_dataset
 from kidspeech.errors import BusyError, StorageError
-from kidspeech.features import Waveform
 from kidspeech.progress import silent
 
 from corpora import Corpus, make_corpus
+from dying import PATIENCE, SHARD, Loudness, dying, wait_with_a_worker
 
 pytestmark = [
-    pytest.mark.crash,
     pytest.mark.integration,
-    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 here"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no kill -9 here"),
 ]
-# a server that has everything imported and forks itself: a run that can be killed starts in milliseconds
-SERVER = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-
-
-@dataclass(frozen=True)
-class Loudness:
-    """
-    A featurizer double: cheap, and deadly for clips of as many samples as *deadly* names.
-    """
-
-    deadly: tuple[int, ...] = ()
-    once: str = ""  # a file: with it the clip kills but once
-    settings: ClassVar[dict[str, Any]] = {"kind": "double"}
-    rows: ClassVar[int] = 1
-    max_seconds: ClassVar[float] = 30.0
-
-    def __call__(self, samples: Waveform) -> NDArray[np.float32]:
-        if len(samples) in self.deadly and not (self.once and Path(self.once).exists()):
-            if self.once:
-                Path(self.once).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return np.abs(samples[None, ::160])
+SPAWN = multiprocessing.get_context("spawn")  # as prepare starts its own workers
 
 
 @pytest.fixture(name="small_shards", autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "SHARD", 8)
+    monkeypatch.setattr(workers, "SHARD", SHARD)
 
 
 def prepare(recipe: Path, corpus: Corpus, out: Path, cache: Path) -> None:
@@ -74,29 +46,6 @@ def prepare(recipe: Path, corpus: Corpus, out: Path, cache: Path) -> None:
     """
     settings = load_recipe(recipe, ["data.max_skipped=0.3"])
     build_dataset(settings, [corpus.manifest], corpus.audio_dirs, out, cache=cache)
-
-
-def prepare_slowly(slow: float, *arguments: Any) -> None:
-    """
-    Prepare with *slow* seconds a clip, in a process of its own.
-    """
-
-    def slowed(clip: Clip, featurizer: shards.Featurizer) -> dict[str, object]:
-        time.sleep(slow)
-        return shards.compute_row(clip, featurizer)
-
-    workers.SHARD, workers.compute_row = 8, slowed
-    prepare(*arguments)
-
-
-def started(slow: float, *arguments: Any) -> BaseProcess:
-    """
-    Return a process that prepares.
-    """
-    SERVER.set_forkserver_preload(["kidspeech.dataset", "kidspeech.examples", "kidspeech.split", "test_crashes"])
-    process = SERVER.Process(target=prepare_slowly, args=(slow, *arguments))
-    process.start()
-    return process
 
 
 def content(folder: Path) -> dict[Path, bytes]:
@@ -120,28 +69,26 @@ def clips_of(corpus: Corpus) -> list[Clip]:
     return [Clip.of(path) for folder in corpus.audio_dirs for path in sorted(folder.iterdir())]
 
 
+@pytest.mark.slow
 def test_killed_at_ten_moments_it_ends_with_the_same_bytes(recipe_file: Path, tmp_path: Path) -> None:
     """
-    kill -9 at ten random moments, one run after the other: no finished shard is written twice, and the dataset is the one of
+    kill -9 at ten random lines, one run after the other: no finished shard is written twice, and the dataset is the one of
     a run that was left alone.
     """
     corpus, cache = make_corpus(tmp_path / "corpus", children=20), tmp_path / "cache2"
-    prepare(recipe_file, corpus, tmp_path / "WHOLE", tmp_path / "cache1")
-    moments, killed = random.Random(3), 0
-    for _ in range(10):
+    moments = random.Random(3)
+    with dying(recipe_file, corpus) as program:
+        lines = program.prepare(tmp_path / "WHOLE", tmp_path / "cache1")["lines"]
+        for _ in range(10):
+            before = finished(cache)
+            # with all shards there it still runs 0.45 of its lines, to write the dataset: none of the ten gets through
+            killed = program.prepare(tmp_path / "DATA", cache, count=moments.randrange(1, int(0.4 * lines)))
+            assert killed == {"code": -signal.SIGKILL}
+            assert before.items() <= finished(cache).items()
         before = finished(cache)
-        run = started(0.02, recipe_file, corpus, tmp_path / "DATA", cache)
-        while run.is_alive() and not list(cache.rglob("*.at")):  # it is at work; imports are not what is tested
-            time.sleep(0.005)
-        run.join(moments.uniform(0, 0.3))
-        run.kill()
-        run.join()
-        killed += run.exitcode == -signal.SIGKILL
-        assert before.items() <= finished(cache).items()
-    before = finished(cache)
-    prepare(recipe_file, corpus, tmp_path / "DATA", cache)
+        assert program.prepare(tmp_path / "DATA", cache)["code"] == 0
 
-    assert killed >= 8  # the last ones may find all shards finished
+    assert len(before) == 8  # so some moments lay in the reading, and some in the writing of the dataset
     assert before.items() <= finished(cache).items()
     assert content(tmp_path / "DATA") == content(tmp_path / "WHOLE")
     assert not [*cache.rglob("*.at"), *cache.rglob("*.tmp"), *tmp_path.glob(".DATA.tmp")]
@@ -149,19 +96,16 @@ def test_killed_at_ten_moments_it_ends_with_the_same_bytes(recipe_file: Path, tm
 
 def test_ctrl_c_keeps_what_is_finished(recipe_file: Path, tmp_path: Path) -> None:
     """
-    An interrupt ends the run at once, and the next one goes on from the finished shards.
+    An interrupt at the 20th clip ends the run at once, and the next one goes on from the two finished shards.
     """
     corpus, cache = make_corpus(tmp_path / "corpus", children=12), tmp_path / "cache2"
-    run = started(0.05, recipe_file, corpus, tmp_path / "DATA", cache)
-    while run.is_alive() and not finished(cache):
-        time.sleep(0.005)
-    os.kill(run.pid or 0, signal.SIGINT)
-    run.join()
+    with dying(recipe_file, corpus) as program:
+        answer = program.prepare(tmp_path / "DATA", cache, call="compute_row", count=20, number=signal.SIGINT)
     before = finished(cache)
     prepare(recipe_file, corpus, tmp_path / "DATA", cache)
 
-    assert run.exitcode
-    assert 0 < len(before) < 5
+    assert answer == {"code": -signal.SIGINT}
+    assert len(before) == 2
     assert before.items() <= finished(cache).items()
 
 
@@ -170,15 +114,16 @@ def test_two_at_once_on_one_cache_do_not_mix(recipe_file: Path, tmp_path: Path) 
     The second is refused by the name of the cache, the first ends as if alone, and then the second finds all there.
     """
     corpus, cache = make_corpus(tmp_path / "corpus", children=12), tmp_path / "cache2"
-    first = started(0.05, recipe_file, corpus, tmp_path / "ONE", cache)
-    while first.is_alive() and not finished(cache):
-        time.sleep(0.005)
-
-    with pytest.raises(BusyError, match=r"feature cache .*cache2"):
-        prepare(recipe_file, corpus, tmp_path / "TWO", cache)
-    first.join()
+    with dying(recipe_file, corpus) as first:
+        stopped = first.prepare(tmp_path / "ONE", cache, call="compute_row", count=12, number=signal.SIGSTOP)
+        with pytest.raises(BusyError, match=r"feature cache .*cache2"):
+            prepare(recipe_file, corpus, tmp_path / "TWO", cache)
+        ended = first.go_on()
+    before = finished(cache)
     prepare(recipe_file, corpus, tmp_path / "TWO", cache)
-    assert first.exitcode == 0
+
+    assert (stopped["code"], ended["code"]) == (None, 0)
+    assert finished(cache) == before
     assert content(tmp_path / "ONE") == content(tmp_path / "TWO")
 
 
@@ -225,40 +170,31 @@ def test_a_process_that_died_alone_with_its_clip_is_remembered(tmp_path: Path) -
     soundfile.write(Path(clips[5].path), samples, 16_000)
     clips[5] = Clip.of(Path(clips[5].path))
     cache = FeatureCache(tmp_path / "cache", Loudness((len(samples),)))
-    first = SERVER.Process(target=cache.rows, args=(clips, silent, 1))
+    first = SPAWN.Process(target=cache.rows, args=(clips, silent, 1))
     first.start()
-    first.join()
+    first.join(PATIENCE)
 
     assert first.exitcode == -signal.SIGKILL
     assert [row.index for row in cache.rows(clips, silent, 1) if row.small["problem"]] == [5]
 
 
-def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
+def test_no_worker_outlives_its_parent() -> None:
     """
-    After a kill -9 of the parent its workers go too, instead of waiting for work for ever.
+    After a kill -9 of the parent its worker goes too, instead of waiting for work for ever.
     """
-    parent = SERVER.Process(target=_wait_with_workers, args=(tmp_path / "pids",))
+    ours, theirs = SPAWN.Pipe()
+    parent = SPAWN.Process(target=wait_with_a_worker, args=(theirs,))
     parent.start()
-    started_by = time.monotonic() + 60
-    while not (tmp_path / "pids").exists():
-        assert time.monotonic() < started_by, "the workers never started"
-        time.sleep(0.01)
-    pids = json.loads((tmp_path / "pids").read_text(encoding="utf-8"))
+    assert ours.poll(PATIENCE)
+    worker = ours.recv()
+    assert _alive(worker)
     parent.kill()
     parent.join()
-    patience = time.monotonic() + 20
 
-    while any(map(_alive, pids)) and time.monotonic() < patience:
+    end = time.monotonic() + PATIENCE
+    while _alive(worker) and time.monotonic() < end:
         time.sleep(0.02)
-    assert not any(map(_alive, pids))
-
-
-def _wait_with_workers(told: Path) -> None:
-    with workers._pool(1) as pool:
-        pids = [pool.submit(os.getpid).result()]
-        told.with_suffix(".tmp").write_text(json.dumps(pids), encoding="utf-8")
-        told.with_suffix(".tmp").replace(told)
-        time.sleep(60)
+    assert not _alive(worker)
 
 
 def _alive(pid: int) -> bool:

@@ -133,12 +133,12 @@ def test_bootstrap_agrees_with_the_textbook_error():
 
 @pytest.mark.integration
 def test_ten_thousand_resamples_of_ten_thousand_children_within_five_seconds():
-    """The worst case, every utterance its own child, stays within five seconds."""
+    """The worst case, every utterance its own child, takes five seconds of a processor, however busy the machine is."""
     generator = random.Random(3)
     sums = ChildSums([generator.randrange(4) for _ in range(10_000)], [generator.randrange(1, 12) for _ in range(10_000)])
-    started = time.perf_counter()
+    started = time.process_time()
     resample(sums)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.unit

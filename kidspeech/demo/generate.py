@@ -4,10 +4,9 @@ Make the demo's corpus: sixteen made-up children say sentences of a small gramma
     python -m kidspeech.demo.generate OUT
 
 Needs espeak-ng on the PATH (the shipped corpus was made with 1.51, and another version speaks differently). The rest is
-fixed by SEED: sentences and voices come out alike every time, and samples nearly always: once in many a clip of
-espeak-ng came out two samples shorter, for a reason not found. Every
-child has a voice of its own and every sentence is said once, so a split by child leaves both voices and sentences unheard
-for validation.
+fixed: sentences and voices by SEED, samples because espeak-ng draws the breath of its voices from a generator that it never
+seeds, and nothing else may draw from it (see NO_SOUND_SERVER). Every child has a voice of its own and every sentence is
+said once, so a split by child leaves both voices and sentences unheard for validation.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import argparse
 import hashlib
 import io
 import itertools
+import os
 import random
 import shutil
 import subprocess
@@ -40,6 +40,10 @@ PEAK = 0.6  # of full scale
 LOW_BITS = 8  # of 16 that are zero: FLAC stores none of them, so that a clip takes half the bytes
 SILENCE = 0.02  # of the peak: what is quieter at either end is trimmed, since silence costs bytes and time
 MARGIN = 0.03  # seconds kept before the first and after the last sound
+# espeak-ng looks for a sound server even when it plays nothing, and PulseAudio's client, where it finds no runtime folder of
+# its own (the first call under a new HOME), names one with rand(): the breath then starts at another random number, and a
+# quiet end may be trimmed elsewhere. With a server named, one that never answers, it makes no folder.
+NO_SOUND_SERVER = {"PULSE_SERVER": "unix:/dev/null"}
 
 WORDS: dict[str, tuple[str, ...]] = {
     "who": ("i", "we", "you", "they", "mommy", "daddy"),
@@ -244,7 +248,7 @@ def speak(clip: Clip) -> tuple[Waveform, int]:
         msg = "espeak-ng is not on the PATH; install it (apt install espeak-ng, brew install espeak-ng) and start again"
         raise InputError(msg)
     command = ["espeak-ng", "-v", clip.child.voice, "-p", str(clip.pitch), "-s", str(clip.speed), "-z", "--stdout", clip.text]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = subprocess.run(command, capture_output=True, check=False, env={**os.environ, **NO_SOUND_SERVER})
     if done.returncode:
         msg = f"espeak-ng can't say {clip.text!r} as {clip.child.voice}: {done.stderr.decode(errors='replace').strip()}"
         raise InputError(msg)
