@@ -247,7 +247,7 @@ def _changed(then: Recipe, now: Recipe) -> list[str]:
     old, new = as_dict(then), as_dict(now)
     return [
         f"{section}.{key} was {value}, is {new[section][key]}"
-        for section in ("model", "train", "decode")
+        for section in ("model", "train", "augment", "decode")
         for key, value in old[section].items()
         if value != new[section][key] and f"{section}.{key}" not in FREE
     ]

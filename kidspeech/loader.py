@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
+from kidspeech.augment import Draws
 from kidspeech.batching import Clips, MicroBatch
 from kidspeech.collate import Collator
 from kidspeech.models import IGNORED, BaseASRModel, Batch
@@ -62,8 +63,8 @@ class Batches(torch.utils.data.Dataset[Batch]):
     Collated micro-batches, by MicroBatch.
     """
 
-    def __init__(self, side: Side, model: BaseASRModel) -> None:
-        self.side, self.model = side, model
+    def __init__(self, side: Side, model: BaseASRModel, draws: Draws | None = None) -> None:
+        self.side, self.model, self.draws = side, model, draws
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         """
@@ -73,6 +74,8 @@ class Batches(torch.utils.data.Dataset[Batch]):
         batch = collate([self.side[int(clip)] for clip in micro.clips])
         if micro.idle:
             batch["labels"].fill_(IGNORED)
+        if self.draws is not None:
+            batch["draws"] = torch.from_numpy(self.draws(micro.clips))
         return batch
 
 

@@ -20,8 +20,8 @@ LAYERS: list[set[str]] = [
     {"features", "metrics", "split", "demo", "clips"},
     {"shards", "plots", "page", "batching"},
     {"workers", "report", "models", "clip_table"},
-    {"cache", "collate", "arrow_folder", "suspicion"},
-    {"examples", "loader", "checkpoint", "overview"},
+    {"cache", "collate", "augment", "arrow_folder", "suspicion"},
+    {"examples", "noise", "loader", "checkpoint", "overview"},
     {"dataset", "run_record", "overview_page"},
     {"train", "predict"},
 ]

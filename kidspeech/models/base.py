@@ -17,7 +17,8 @@ from kidspeech.shards import Featurizer
 
 Batch = dict[str, Any]
 """
-What Collator makes: input_features (clips, rows, frames), labels (clips, tokens) padded with IGNORED, seconds (list).
+What Collator makes: input_features (clips, rows, frames), n_frames (clips,) of each clip without padding, labels (clips,
+tokens) padded with IGNORED, seconds (list). Batches adds draws (clips, numbers) where training augments.
 """
 IGNORED = -100  # a label that carries no loss
 
