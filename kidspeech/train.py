@@ -30,8 +30,9 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
+from kidspeech.augment import Augmentation
 from kidspeech.batching import Clips, MicroBatch, pack, plan_epoch, share
-from kidspeech.cache import locked
+from kidspeech.cache import default_cache, locked
 from kidspeech.checkpoint import BestInfo, TrainState, best_folder, latest, open_run, rotate, step_folder
 from kidspeech.config import Recipe, Train, as_dict
 from kidspeech.dataset import Prepared, load_dataset
@@ -39,6 +40,7 @@ from kidspeech.errors import TrainingError
 from kidspeech.loader import Batches, Side
 from kidspeech.metrics import ChildWER
 from kidspeech.models import BaseASRModel, Batch, create_model
+from kidspeech.noise import read_noise
 from kidspeech.progress import Progress, silent
 from kidspeech.run_record import RunResult, Window, read_result, result_of, write_result
 
@@ -58,7 +60,7 @@ def train(
     Train what *recipe* says on a prepared dataset, from the newest checkpoint in *run* if there is one.
 
     Args:
-        recipe: sections model, train and decode are used.
+        recipe: sections model, train, augment and decode are used.
         data: folder that kidspeech prepare made.
         run: run folder; see kidspeech.checkpoint for what is in it.
         debug: take 100 training and 20 validation clips.
@@ -117,6 +119,8 @@ class Job:
     def _build(self) -> None:
         set_seed(self.recipe.train.seed)
         self.model.load()
+        with self.accelerator.main_process_first():  # it makes the features of the noise, the others read them
+            self.augment = self._augmentation()
         settings = self.recipe.train
         optimizer = AdamW(_parameter_groups(self.model.network, settings.weight_decay), lr=settings.learning_rate, fused=True)
         self.total = self._total_steps()
@@ -127,6 +131,13 @@ class Job:
         self.accelerator.register_for_checkpointing(self.scheduler)
         self.accelerator.init_trackers("tensorboard")
         set_seed(settings.seed, device_specific=True)
+
+    def _augmentation(self) -> Augmentation:
+        settings = self.recipe.augment
+        if settings.noise is None:
+            return Augmentation(settings)
+        noise = read_noise(Path(settings.noise), self.model.featurizer, default_cache(), self.progress)
+        return Augmentation(settings, noise.to(self.accelerator.device))
 
     def _restore(self) -> None:
         newest = latest(self.run)
@@ -164,7 +175,7 @@ class Job:
         plan = whole[self.state.step_in_epoch :]
         shares = [self._share(step, self.state.step + ahead) for ahead, step in enumerate(plan)]
         loader = DataLoader(
-            Batches(self.train_side, self.model),
+            Batches(self.train_side, self.model, self.augment.draws(self.recipe.train.seed, self.state.epoch)),
             batch_size=None,
             sampler=[micro for micros in shares for micro in micros],
             num_workers=0 if self.accelerator.device.type == "cpu" else self.recipe.train.loader_workers,
@@ -184,7 +195,7 @@ class Job:
         for number, batch in enumerate(batches, start=1):
             exchange = contextlib.nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model.network)
             with exchange:
-                loss = self.model.loss(_to(batch, self.accelerator.device)) / targets
+                loss = self.model.loss(self.augment(_to(batch, self.accelerator.device))) / targets
                 # gradients are averaged over devices, and the loss is to be summed
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
