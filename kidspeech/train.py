@@ -151,6 +151,7 @@ class Job:
             self._validate()
         self.progress("training", self.state.step, self.total)
         window = Window()
+        self.model.network.train()  # from_pretrained's evaluates, and a resumed run does not begin with a validation
         while not self._over():
             for step, batches in self._epoch():
                 window.add(self._step(step, batches), self.train_side, step)

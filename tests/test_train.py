@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,6 +110,22 @@ def test_killed_at_any_time_and_started_again_it_ends_with_the_same_bits(
         whole, killed = load_file(tmp_path / "WHOLE" / name), load_file(tmp_path / "KILLED" / name)
         assert whole.keys() == killed.keys()
         assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+def test_a_resumed_run_from_pretrained_weights_has_its_dropout(recipe_file: Path, data: Path, tmp_path: Path) -> None:
+    """
+    from_pretrained returns a network without dropout, and a resumed run ends with the same bits all the same.
+    """
+    run(recipe_file, data, tmp_path / "BASE", "train.max_steps=1")
+    source = [f"model.pretrained={tmp_path / 'BASE' / 'best'}", "model.random=null", "model.dropout=0.3", "train.max_steps=4"]
+    run(recipe_file, data, tmp_path / "RUN", *source)
+    whole = load_file(tmp_path / "RUN" / "step-000004" / "model.safetensors")
+    (tmp_path / "RUN" / "run.json").unlink()
+    shutil.rmtree(tmp_path / "RUN" / "step-000004")
+    run(recipe_file, data, tmp_path / "RUN", *source)
+    resumed = load_file(tmp_path / "RUN" / "step-000004" / "model.safetensors")
+
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_a_half_written_checkpoint_is_never_picked_up(recipe_file: Path, data: Path, tmp_path: Path) -> None:
