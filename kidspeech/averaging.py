@@ -26,7 +26,7 @@ from kidspeech.config import Recipe, as_dict
 from kidspeech.dataset import discarded_on_error
 from kidspeech.errors import CheckpointError, writing
 from kidspeech.progress import Progress, silent
-from kidspeech.weights import Adapted, Layout, Weights, write_safetensors
+from kidspeech.weights import ADAPTER_CONFIG, Adapted, Layout, Weights, write_safetensors
 
 # Of config.json: what says how to train or where from, and not what is computed
 FREE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "apply_spec_augment", "init_std"}
@@ -134,25 +134,34 @@ def _check_shares(shares: Sequence[float], count: int) -> None:
 
 def _part(name: str) -> Part:
     folder = _folder(name)
-    if (folder / "adapter_config.json").is_file():
-        return _adapted(name, folder)
-    if STEP.match(folder.name) and not (folder / "config.json").is_file():
-        recipe, info = run_recipe(folder.parent), read_best(folder.parent / "best")
-        return Part(name, folder.parent / "best", Weights(folder), recipe, info)
-    home = folder / "best" if (folder / "best").is_dir() and not (folder / "config.json").is_file() else folder
+    whole = (folder / "config.json").is_file()
+    if STEP.match(folder.name) and not whole:
+        home = folder.parent / "best"
+        return Part(name, home, _weights(folder), run_recipe(folder.parent), read_best(home))
+    if (folder / "best").is_dir() and not whole:
+        folder = folder / "best"
+    home = _base(folder) or folder
     recipe, info = recipe_of(str(home))
-    return Part(name, home, Weights(home), recipe, info)
+    return Part(name, home, _weights(folder), recipe, info)
 
 
-def _adapted(name: str, folder: Path) -> Part:
-    origin = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+def _weights(folder: Path) -> Weights | Adapted:
+    base = _base(folder)
+    return Weights(folder) if base is None else Adapted(Weights(base), folder)
+
+
+def _base(folder: Path) -> Path | None:
+    """
+    Return the folder of what an adapter adapts, None for whole weights.
+    """
+    path = folder / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    origin = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not origin:
-        msg = f"{folder / 'adapter_config.json'} does not say what it adapts; put base_model_name_or_path into it"
+        msg = f"{path} does not say what it adapts; put base_model_name_or_path into it"
         raise CheckpointError(msg)
-    home = _folder(origin)
-    recipe, base_info = recipe_of(str(home))
-    info = read_best(folder) or base_info
-    return Part(name, home, Adapted(Weights(home), folder), recipe, info)
+    return _folder(origin)
 
 
 def _folder(name: str) -> Path:

@@ -84,6 +84,10 @@ class Model(Section):
     """Encoder context: "trimmed" to the longest clip of a batch, or always "padded" to 30 s as in the usual recipe."""
     freeze_encoder: bool = False
     """Train the decoder only."""
+    lora_rank: PositiveInt | None = None
+    """Rank of LoRA adapters beside all projections of attention and feed-forward, which train instead of the weights."""
+    lora_alpha: PositiveFloat = 64.0
+    """Factor of LoRA's product, which is scaled by lora_alpha over lora_rank; twice the rank is common."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for a third more time."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -94,6 +98,14 @@ class Model(Section):
     def _one_origin(cls, value: dict[str, int] | None, info: ValidationInfo) -> dict[str, int] | None:
         if value is not None and info.data.get("pretrained") is not None:
             msg = "contradicts model.pretrained; give one of the two"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("lora_rank")
+    @classmethod
+    def _on_weights(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("random") is not None:
+            msg = "adapts the weights of model.pretrained; random ones are to be trained whole"
             raise ValueError(msg)
         return value
 

@@ -40,6 +40,7 @@ from kidspeech.errors import TrainingError
 from kidspeech.loader import Batches, Side
 from kidspeech.metrics import ChildWER
 from kidspeech.models import BaseASRModel, Batch, create_model
+from kidspeech.models.lora import keep_adapters_only
 from kidspeech.noise import read_noise
 from kidspeech.progress import Progress, silent
 from kidspeech.run_record import RunResult, Window, read_result, result_of, write_result
@@ -129,6 +130,8 @@ class Job:
         self.scheduler = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=self.total)
         self.model.network, self.optimizer = self.accelerator.prepare(self.model.network, optimizer)
         self.accelerator.register_for_checkpointing(self.scheduler)
+        if self.recipe.model.lora_rank is not None:
+            keep_adapters_only(self.accelerator, self.recipe.model)
         self.accelerator.init_trackers("tensorboard")
         set_seed(settings.seed, device_specific=True)
 

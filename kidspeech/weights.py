@@ -33,6 +33,7 @@ TYPES = {
     "BOOL": torch.bool,
 }
 CODES = {kind: code for code, kind in TYPES.items()}
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # peft's names
 PEFT_PREFIX = "base_model.model."  # of every name in an adapter's file
 
 
@@ -160,7 +161,7 @@ def _pairs(adapter: Path, names: set[str], base: Weights) -> dict[str, tuple[str
 
 
 def _scale(adapter: Path) -> Callable[[int], float]:
-    settings = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    settings = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     for key in ("use_dora", "alpha_pattern", "fan_in_fan_out"):
         if settings.get(key):
             msg = f"{adapter} uses peft's {key}; merge it with peft first"
