@@ -44,6 +44,7 @@ from kidspeech.models.lora import keep_adapters_only
 from kidspeech.noise import read_noise
 from kidspeech.progress import Progress, silent
 from kidspeech.run_record import RunResult, Window, read_result, result_of, write_result
+from kidspeech.sharded import gathered
 
 DEBUG_CLIPS = (100, 20)  # of training and validation, with --debug
 
@@ -262,11 +263,11 @@ class Job:
         batches = pack(order, lambda clips: side.padded_seconds(clips, self.model, padded=padded), settings.batch_seconds)
         made: list[tuple[int, str]] = []
         self.model.network.eval()
-        for clips in batches:
-            batch = _to(Batches(side, self.model)[MicroBatch(clips, padded)], self.accelerator.device)
-            with self.accelerator.autocast():
+        with gathered(self.model.network), self.accelerator.autocast():
+            for clips in batches:
+                batch = _to(Batches(side, self.model)[MicroBatch(clips, padded)], self.accelerator.device)
                 made += zip(clips.tolist(), self.model.generate(batch, settings), strict=True)
-            self.progress(f"validation at step {self.state.step}", len(made), len(order))
+                self.progress(f"validation at step {self.state.step}", len(made), len(order))
         self.model.network.train()
         return [text for _, text in sorted(gather_object(made))]
 
@@ -278,13 +279,14 @@ class Job:
         return "padded" if fresh else self.recipe.model.context
 
     def _save_best(self, wer: float, groups: dict[str, float]) -> None:
+        state = self.accelerator.get_state_dict(self.model.network)  # in every process: FSDP gathers it
         if self.accelerator.is_main_process:
             recipe = as_dict(self.recipe)
             recipe["model"]["context"] = self._context()
             children = sorted(set(self.train_side.texts("child_id")))
             info = BestInfo(recipe, self.state.step, wer, groups, self.prepared.key, children)
             with best_folder(self.run, info) as folder:
-                self.model.save(folder)
+                self.model.save(folder, state)
         self.accelerator.wait_for_everyone()
 
     def _save(self) -> None:

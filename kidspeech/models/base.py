@@ -92,9 +92,13 @@ class BaseASRModel(ABC):
         """
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """
         Write what `from_pretrained` of plain transformers loads.
+
+        Args:
+            folder: to write into.
+            state: the network's state dict, where it is not at hand in the network: FSDP's is gathered first.
         """
 
     @abstractmethod

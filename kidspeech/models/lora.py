@@ -8,11 +8,13 @@ kidspeech knows of them.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,6 +23,7 @@ from kidspeech.errors import CheckpointError, RecipeError
 from kidspeech.weights import ADAPTER_FILE, PEFT_PREFIX
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+LORA_DOWN, LORA_UP = ".lora_A.default.weight", ".lora_B.default.weight"  # peft's names: r x in, out x r
 
 
 def add_lora(network: nn.Module, config: Model) -> None:
@@ -36,30 +39,34 @@ def add_lora(network: nn.Module, config: Model) -> None:
     peft.inject_adapter_in_model(_settings(config), network)
 
 
-def merged_state(network: nn.Module) -> dict[str, torch.Tensor]:
+def merged_state(state: Mapping[str, torch.Tensor], config: Model) -> dict[str, torch.Tensor]:
     """
-    Return the weights of *network* with LoRA's products added, named as without LoRA; *network* stays as it is.
+    Return the weights in *state* with LoRA's products added, named as without LoRA; *state* stays as it is.
     """
-    state = {name: tensor for name, tensor in network.state_dict().items() if ".lora_" not in name}
-    for name, layer in network.named_modules():
-        if hasattr(layer, "get_delta_weight"):
-            state[f"{name}.base_layer.weight"] = layer.base_layer.weight.detach() + layer.get_delta_weight("default").detach()
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
+    merged = {name.replace(".base_layer.", "."): tensor for name, tensor in state.items() if ".lora_" not in name}
+    for name in state:
+        if name.endswith(LORA_DOWN):
+            stem = name.removesuffix(LORA_DOWN)
+            down, up = state[name], state[f"{stem}{LORA_UP}"]
+            merged[f"{stem}.weight"] = state[f"{stem}.base_layer.weight"] + up @ down * (config.lora_alpha / len(down))
+    return merged
 
 
 def keep_adapters_only(accelerator: Accelerator, config: Model) -> None:
     """
     Make the step folders of *accelerator* hold LoRA's matrices in peft's form, at rank 32 a thirtieth of the weights, and take
-    them back from there. The base is read from where the recipe says.
+    them back from there. The base is read from where the recipe says. Under FSDP they hold every device's shards of both.
     """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        return
 
     def save(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
         if accelerator.is_main_process:
-            _save_adapter(accelerator.unwrap_model(models[0]), config, Path(folder))
+            _save_adapter(accelerator.unwrap_model(models[0], keep_torch_compile=False), config, Path(folder))
         weights.clear()  # what accelerate would write itself
 
     def load(models: list[nn.Module], folder: str) -> None:
-        load_adapter(accelerator.unwrap_model(models[0]), Path(folder))
+        load_adapter(accelerator.unwrap_model(models[0], keep_torch_compile=False), Path(folder))
         models.clear()  # what accelerate would read itself
 
     accelerator.register_save_state_pre_hook(save)

@@ -156,12 +156,15 @@ class WhisperModel(BaseASRModel):
         )
         return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """
         Write weights (with LoRA merged into them), configuration, generation settings, tokenizer and feature extractor.
         """
         network = self.unwrapped()
-        network.save_pretrained(folder, state_dict=None if self.config.lora_rank is None else merged_state(network))
+        merged = merged_state(state or network.state_dict(), self.config)
+        for name in network._tied_weights_keys:  # gathered by FSDP they are copies, and would be written twice
+            merged.pop(name)
+        network.save_pretrained(folder, state_dict=merged)
         self.processor.save_pretrained(folder)
 
     def frames(self, longest: int, *, padded: bool) -> int:
