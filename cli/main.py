@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kidspeech import __version__
-from kidspeech.cli import demo, inspect, output, predict, prepare, recipe, runpod, score, train
+from kidspeech.cli import average, demo, inspect, output, predict, prepare, recipe, runpod, score, train
 from kidspeech.errors import InputError, KidspeechError
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ def _options(
 app.command()(prepare.prepare)
 app.command()(inspect.inspect)
 app.command()(train.train)
+app.command()(average.average)
 app.command()(predict.predict)
 app.command()(score.score)
 app.command()(recipe.recipe)

@@ -34,11 +34,13 @@ class MicroBatch:
     Attributes:
         clips: clip numbers.
         padded: with the context padded to the model's whole window.
+        epoch: from 0; what is drawn for a clip differs from epoch to epoch.
         idle: for no loss, only to take part: this device had no clip left.
     """
 
     clips: Clips
     padded: bool = False
+    epoch: int = 0
     idle: bool = False
 
 
@@ -112,7 +114,7 @@ def plan_epoch(seconds: NDArray[np.float64], effective: Batch, *, seed: int, epo
 
 
 def share(
-    step: Clips, cost: Callable[[Clips], float], *, limit: float, rank: int, world: int, padded: bool
+    step: Clips, cost: Callable[[Clips], float], *, limit: float, rank: int, world: int, padded: bool, epoch: int = 0
 ) -> list[MicroBatch]:
     """
     Return the micro-batches of *step* for one of *world* devices; each device gets equally many.
@@ -126,11 +128,11 @@ def share(
         limit: what one device takes at once; a single clip above it goes alone.
         rank: this device, from 0.
         world: number of devices.
-        padded: said of each micro-batch.
+        padded, epoch: said of each micro-batch.
     """
     cut = [pack(step[::-1][place::world], cost, limit) for place in range(world)]
-    idle = [MicroBatch(step[:1], padded, idle=True)] * (max(map(len, cut)) - len(cut[rank]))
-    return [MicroBatch(clips, padded) for clips in cut[rank]] + idle
+    idle = [MicroBatch(step[:1], padded, epoch, idle=True)] * (max(map(len, cut)) - len(cut[rank]))
+    return [MicroBatch(clips, padded, epoch) for clips in cut[rank]] + idle
 
 
 def pack(clips: Clips, cost: Callable[[Clips], float], limit: float) -> list[Clips]:

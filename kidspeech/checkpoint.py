@@ -73,19 +73,21 @@ class BestInfo:
 
     Attributes:
         recipe: of the run; decoding follows it in context, language and limits.
-        step: of the run.
-        wer: on the validation children.
+        step: of the run; 0 for an average.
+        wer: on the validation children; None for an average, whose parts may have validated on different ones.
         groups: WER by age group.
-        dataset: key of the prepared dataset.
+        dataset: key of the prepared dataset, or keys.
         train_children: the children it heard; a WER on them says nothing.
+        averaged: the share of each checkpoint in an average, by the name it was given by.
     """
 
     recipe: dict[str, Any]
     step: int
-    wer: float
+    wer: float | None
     groups: dict[str, float]
     dataset: str
     train_children: list[str]
+    averaged: dict[str, float] = field(default_factory=dict)
 
 
 def open_run(run: Path, recipe: Recipe, dataset: str, *, force_restart: bool = False) -> None:
@@ -176,12 +178,19 @@ def best_folder(run: Path, info: BestInfo) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         yield aside
-        _write_text(aside / "kidspeech.json", json.dumps(asdict(info), indent=2))
+        write_best(aside, info)
         shutil.rmtree(old, ignore_errors=True)
         if final.exists():
             final.rename(old)
         aside.rename(final)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def write_best(folder: Path, info: BestInfo) -> None:
+    """
+    Write kidspeech.json into a checkpoint folder.
+    """
+    _write_text(folder / "kidspeech.json", json.dumps(asdict(info), indent=2))
 
 
 def read_best(folder: Path) -> BestInfo | None:
@@ -228,6 +237,25 @@ def recipe_of(checkpoint: str) -> tuple[Recipe, BestInfo | None]:
     ), info
 
 
+def run_recipe(run: Path) -> Recipe:
+    """
+    Return the recipe of a run.
+
+    Raises:
+        CheckpointError: the folder is no run's, or of another kidspeech.
+    """
+    path = run / "recipe.yaml"
+    try:
+        recipe, problems = validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError) as error:
+        msg = f"{run} is no run folder, its recipe.yaml can't be read ({error})"
+        raise CheckpointError(msg) from error
+    if recipe is None:
+        msg = f"{path} holds a recipe of another kidspeech: {'; '.join(problems)}"
+        raise CheckpointError(msg)
+    return recipe
+
+
 def _check_same(run: Path, recipe: Recipe, dataset: str) -> None:
     try:
         then, problems = validate(yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8")))
@@ -249,7 +277,7 @@ def _changed(then: Recipe, now: Recipe) -> list[str]:
     old, new = as_dict(then), as_dict(now)
     return [
         f"{section}.{key} was {value}, is {new[section][key]}"
-        for section in ("model", "train", "decode")
+        for section in ("model", "train", "augment", "decode")
         for key, value in old[section].items()
         if value != new[section][key] and f"{section}.{key}" not in FREE
     ]

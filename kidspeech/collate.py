@@ -40,7 +40,11 @@ class Collator:
         for place, clip in zip(features, clips, strict=True):
             place[:, : clip.shape[1]] = clip
             place[:, clip.shape[1] :] = clip.min()
-        batch: Batch = {"input_features": torch.from_numpy(features), "seconds": [example["seconds"] for example in examples]}
+        batch: Batch = {
+            "input_features": torch.from_numpy(features),
+            "n_frames": torch.tensor([clip.shape[1] for clip in clips]),
+            "seconds": [example["seconds"] for example in examples],
+        }
         if "labels" in examples[0]:
             batch["labels"] = _padded([example["labels"] for example in examples])
         return batch

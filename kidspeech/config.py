@@ -1,7 +1,7 @@
 """
 Recipes: every setting of kidspeech with its type, its default and its one sentence, defined here and nowhere else.
 
-A recipe is a YAML file of the four sections below. What it leaves out takes the default; what is not a setting is an
+A recipe is a YAML file of the five sections below. What it leaves out takes the default; what is not a setting is an
 error. `kidspeech recipe NAME` prints a recipe in full, with these sentences as comments.
 """
 
@@ -84,6 +84,10 @@ class Model(Section):
     """Encoder context: "trimmed" to the longest clip of a batch, or always "padded" to 30 s as in the usual recipe."""
     freeze_encoder: bool = False
     """Train the decoder only."""
+    lora_rank: PositiveInt | None = None
+    """Rank of LoRA adapters beside all projections of attention and feed-forward, which train instead of the weights."""
+    lora_alpha: PositiveFloat = 64.0
+    """Factor of LoRA's product, which is scaled by lora_alpha over lora_rank; twice the rank is common."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for a third more time."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -94,6 +98,14 @@ class Model(Section):
     def _one_origin(cls, value: dict[str, int] | None, info: ValidationInfo) -> dict[str, int] | None:
         if value is not None and info.data.get("pretrained") is not None:
             msg = "contradicts model.pretrained; give one of the two"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("lora_rank")
+    @classmethod
+    def _on_weights(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("random") is not None:
+            msg = "adapts the weights of model.pretrained; random ones are to be trained whole"
             raise ValueError(msg)
         return value
 
@@ -170,6 +182,44 @@ class Train(Section):
         return Batch(amount=float(match[1]), unit="clips" if match[2] == "clips" else "seconds")
 
 
+class Augment(Section):
+    """
+    What training hears otherwise than it was recorded; nothing of it unless it is asked for.
+    """
+
+    time_masks: int = Field(default=0, ge=0)
+    """SpecAugment: stretches of each clip that are masked, over all bands."""
+    time_mask_frames: PositiveInt = 40
+    """The longest of them, in frames of 10 ms."""
+    time_mask_share: Share = 0.1
+    """And no longer than this share of its clip, so that short clips keep their words."""
+    mel_masks: int = Field(default=0, ge=0)
+    """SpecAugment: ranges of mel bands that are masked, over the whole clip."""
+    mel_mask_bands: PositiveInt = 15
+    """The widest of them, in bands (there are 80, and 128 in large-v3)."""
+    gain_db: float = Field(default=0.0, ge=0)
+    """Clips get up to this much louder or softer, in dB."""
+    warp: float = Field(default=0.0, ge=0, le=0.5)
+    """Vocal-tract-length perturbation: frequencies are scaled by a factor from 1 - warp to 1 + warp."""
+    noise: str | None = None
+    """Folder of recordings to mix in as noise; null mixes none."""
+    noise_share: Share = 0.5
+    """Share of the clips that get noise."""
+    noise_min_db: float = 5.0
+    """The lowest signal-to-noise ratio drawn, in dB."""
+    noise_max_db: float = 25.0
+    """The highest signal-to-noise ratio drawn, in dB."""
+
+    @field_validator("noise_max_db")
+    @classmethod
+    def _above_lowest(cls, value: float, info: ValidationInfo) -> float:
+        lowest = info.data.get("noise_min_db", value)
+        if value < lowest:
+            msg = f"must not be under augment.noise_min_db ({lowest:g})"
+            raise ValueError(msg)
+        return value
+
+
 class Decode(Section):
     """
     How text is made from a checkpoint, in validation and in `kidspeech predict`.
@@ -193,6 +243,7 @@ class Recipe(Section):
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
+    augment: Augment = Augment()
     decode: Decode = Decode()
 
 

@@ -112,9 +112,7 @@ class LogMel:
         padded[: len(samples)] = samples[: len(padded)]
         spectrum = torch.stft(torch.from_numpy(padded), N_FFT, HOP, window=self._window, return_complex=True)
         power = spectrum[:, :-1].abs() ** 2
-        log = torch.clamp(self._filters @ power, min=1e-10).log10()
-        log = torch.maximum(log, log.max() - 8.0)
-        result: NDArray[np.float32] = ((log + 4.0) / 4.0)[:, :n_frames].numpy()
+        result: NDArray[np.float32] = log_mel(self._filters @ power)[:, :n_frames].numpy()
         return result
 
     @cached_property
@@ -124,6 +122,23 @@ class LogMel:
     @cached_property
     def _filters(self) -> torch.Tensor:
         return torch.from_numpy(self.filters)
+
+
+def log_mel(power: torch.Tensor) -> torch.Tensor:
+    """
+    Return Whisper's features of mel power, shape (..., n_mels, frames) of both: the logarithm, cut off at eight decades
+    under the loudest bin of a spectrogram, moved to about [-1, 1].
+    """
+    log = torch.clamp(power, min=1e-10).log10()
+    log = torch.maximum(log, log.amax((-2, -1), keepdim=True) - 8.0)
+    return (log + 4.0) / 4.0
+
+
+def mel_power(features: torch.Tensor) -> torch.Tensor:
+    """
+    Return the mel power that *features* were made of by log_mel; what was cut off comes back as where it was cut.
+    """
+    return 10 ** (features * 4.0 - 4.0)
 
 
 def n_frames_of(n_samples: int) -> int:

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from kidspeech.augment import Draws
 from kidspeech.batching import Clips, MicroBatch, Step
 from kidspeech.collate import Collator
 from kidspeech.models import IGNORED, BaseASRModel, Batch
@@ -65,8 +66,8 @@ class Batches(torch.utils.data.Dataset[Batch]):
     Collated micro-batches, by MicroBatch.
     """
 
-    def __init__(self, side: Side, model: BaseASRModel) -> None:
-        self.side, self.model = side, model
+    def __init__(self, side: Side, model: BaseASRModel, draws: Draws | None = None) -> None:
+        self.side, self.model, self.draws = side, model, draws
 
     def __getitem__(self, micro: MicroBatch) -> Batch:
         """
@@ -76,6 +77,8 @@ class Batches(torch.utils.data.Dataset[Batch]):
         batch = collate([self.side[int(clip)] for clip in micro.clips])
         if micro.idle:
             batch["labels"].fill_(IGNORED)
+        if self.draws is not None:
+            batch["draws"] = torch.from_numpy(self.draws(micro.epoch, micro.clips))
         return batch
 
 

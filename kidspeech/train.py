@@ -28,22 +28,24 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim import AdamW
 from transformers import get_scheduler
 
+from kidspeech.augment import Augmentation
 from kidspeech.batching import MicroBatch, Plan, Step, share
-from kidspeech.cache import locked
-from kidspeech.checkpoint import BestInfo, TrainState, best_folder, latest, open_run, rotate, step_folder
-from kidspeech.config import Recipe, as_dict
+from kidspeech.cache import default_cache, locked
+from kidspeech.checkpoint import TrainState, latest, open_run, rotate, step_folder
+from kidspeech.config import Recipe
 from kidspeech.dataset import Prepared, load_dataset
 from kidspeech.ema import WeightAverage
 from kidspeech.errors import StoppedError, TrainingError
 from kidspeech.hardware import batch_seconds, between_cpus, compiles, precision
 from kidspeech.loader import Batches, Side, feed
 from kidspeech.meter import Meter
-from kidspeech.metrics import ChildWER
 from kidspeech.models import BaseASRModel, Batch, create_model
+from kidspeech.models.lora import keep_adapters_only
+from kidspeech.noise import read_noise
 from kidspeech.progress import Progress, silent
 from kidspeech.run_record import RunResult, read_result, result_of, write_result
 from kidspeech.stopping import Stop
-from kidspeech.validation import shown_transcripts, to_device, transcribe
+from kidspeech.validation import Validation, to_device
 
 DEBUG_CLIPS = (100, 20)  # of training and validation, with --debug
 
@@ -62,7 +64,7 @@ def train(
     Train what *recipe* says on a prepared dataset, from the newest checkpoint in *run* if there is one.
 
     Args:
-        recipe: sections model, train and decode are used.
+        recipe: sections model, train, augment and decode are used.
         data: folder that kidspeech prepare made.
         run: run folder; see kidspeech.checkpoint for what is in it.
         debug: take 100 training and 20 validation clips.
@@ -91,9 +93,11 @@ def train(
             return finished
         most = DEBUG_CLIPS if debug else (None, None)
         sides = [Side(side, model, few) for side, few in zip((train_side, val_side), most, strict=True)]
+        tell = progress if main else silent
+        children = sorted(set(sides[0].texts("child_id")))
+        validation = Validation(accelerator, recipe, run, model, sides[1], prepared.key, children, tell)
         meter = Meter(accelerator, sides[0], price_per_hour)
-        job = Job(accelerator, recipe, run, model, sides[0], sides[1], prepared, meter, progress if main else silent)
-        return job.run_through()
+        return Job(accelerator, recipe, run, model, sides[0], prepared, validation, meter, tell).run_through()
 
 
 @dataclass
@@ -107,8 +111,8 @@ class Job:
     run: Path
     model: BaseASRModel
     train_side: Side
-    val_side: Side
     prepared: Prepared
+    validation: Validation
     meter: Meter
     progress: Progress
     state: TrainState = field(default_factory=TrainState)
@@ -131,6 +135,9 @@ class Job:
         settings = self.recipe.train
         set_seed(settings.seed)
         self.model.load()
+        with self.accelerator.main_process_first():  # it makes the features of the noise, the others read them
+            self.augment = self._augmentation()
+        self.batches = Batches(self.train_side, self.model, self.augment.draws(settings.seed))
         self.plan = Plan(self.train_side.seconds, settings)
         groups = _parameter_groups(self.model.network, settings.weight_decay)
         self.optimizer = AdamW(groups, lr=settings.learning_rate, fused=True)
@@ -142,8 +149,16 @@ class Job:
         self.model.network, self.stepper = self.accelerator.prepare(self.model.network, self.optimizer)
         self.average = WeightAverage(self.model.network, settings.ema) if settings.ema else None
         self.accelerator.register_for_checkpointing(self.scheduler, *[self.average] * (self.average is not None))
-        self.batches = Batches(self.train_side, self.model)
+        if self.recipe.model.lora_rank is not None:
+            keep_adapters_only(self.accelerator, self.recipe.model)
         self.accelerator.init_trackers("tensorboard")
+
+    def _augmentation(self) -> Augmentation:
+        settings = self.recipe.augment
+        if settings.noise is None:
+            return Augmentation(settings)
+        noise = read_noise(Path(settings.noise), self.model.featurizer, default_cache(), self.progress)
+        return Augmentation(settings, noise.to(self.accelerator.device))
 
     def _restore(self) -> None:
         self.limit = batch_seconds(self.recipe, self.accelerator, self._attempt)
@@ -173,6 +188,7 @@ class Job:
         self.started = time.monotonic() - self.state.seconds
         if self._validates(ends_epoch=self.state.step_in_epoch == 0) and not self._validated():
             self._validate()
+        self.model.network.train()  # from_pretrained's evaluates, and a resumed run does not begin with a validation
         self.progress("training", self.state.step, self.plan.total)
         while not self._over():
             self._fit_on()
@@ -219,7 +235,7 @@ class Job:
         total = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(batches, start=1):
             with contextlib.nullcontext() if number == len(batches) else self._alone():
-                loss = self.model.loss(to_device(batch, self.accelerator.device)) / targets
+                loss = self.model.loss(self.augment(to_device(batch, self.accelerator.device))) / targets
                 # gradients are averaged over devices, and the loss is to be summed
                 self.accelerator.backward(loss * self.accelerator.num_processes)
             total += loss.detach()
@@ -297,59 +313,8 @@ class Job:
         return self.state.step >= self.plan.total or (patience is not None and self.state.stale >= patience)
 
     def _validate(self) -> None:
-        """
-        Measure WER on the validation children by real generation, and keep the weights if it is the lowest so far.
-        """
         with self.average.in_place() if self.average else contextlib.nullcontext():
-            padded = self._context() == "padded"
-            stage = f"validation at step {self.state.step}"
-            texts = transcribe(
-                self.accelerator,
-                self.model,
-                self.val_side,
-                self.recipe.decode,
-                padded=padded,
-                tell=lambda done, total: self.progress(stage, done, total),
-            )
-            self._judge(texts)
-
-    def _judge(self, texts: list[str]) -> None:
-        side = self.val_side
-        result = ChildWER().compute(
-            predictions=texts, references=side.texts("orthographic_text"), groups=side.texts("age_bucket")
-        )
-        groups = {name: figures["wer"] for name, figures in sorted(result["groups"].items())}
-        self.state.history.append({"step": self.state.step, "wer": result["wer"], "groups": groups, "loss": self.loss})
-        curves = {"validation/wer": result["wer"]} | {f"validation/wer_{name}": wer for name, wer in groups.items()}
-        self.accelerator.log(curves, step=self.state.step)
-        self._show(texts)
-        if self.state.best_wer is None or result["wer"] < self.state.best_wer:
-            self.state.best_wer, self.state.best_step, self.state.stale = result["wer"], self.state.step, 0
-            self._save_best(result["wer"], groups)
-        else:
-            self.state.stale += 1
-
-    def _show(self, texts: list[str]) -> None:
-        if self.accelerator.is_main_process:
-            writer = self.accelerator.get_tracker("tensorboard", unwrap=True)
-            writer.add_text("validation/transcripts", shown_transcripts(self.val_side, texts), self.state.step)
-
-    def _context(self) -> str:
-        """
-        Return the context that the weights of this step are to be decoded in: before training, the one they came with.
-        """
-        fresh = self.state.step == 0 and self.recipe.model.pretrained is not None
-        return "padded" if fresh else self.recipe.model.context
-
-    def _save_best(self, wer: float, groups: dict[str, float]) -> None:
-        if self.accelerator.is_main_process:
-            recipe = as_dict(self.recipe)
-            recipe["model"]["context"] = self._context()
-            children = sorted(set(self.train_side.texts("child_id")))
-            info = BestInfo(recipe, self.state.step, wer, groups, self.prepared.key, children)
-            with best_folder(self.run, info) as folder:
-                self.model.save(folder)
-        self.accelerator.wait_for_everyone()
+            self.validation.measure(self.state, self.loss)
 
     def _save(self) -> None:
         if self.bad:  # weights that give no finite loss replace no checkpoint that did
@@ -378,6 +343,7 @@ class Job:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             padded=padded,
+            epoch=step.epoch,
         )
 
     def _padded(self, step: Step) -> bool:

@@ -15,15 +15,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from rows above its own.
 LAYERS: list[set[str]] = [
-    {"errors", "progress", "distribution"},
-    {"config", "manifest"},
+    {"errors", "progress", "distribution", "sharded"},
+    {"config", "manifest", "weights"},
     {"features", "metrics", "split", "demo", "clips"},
     {"shards", "plots", "page", "batching"},
     {"workers", "report", "models", "clip_table"},
-    {"cache", "collate", "arrow_folder", "suspicion"},
-    {"examples", "loader", "checkpoint", "overview"},
+    {"cache", "collate", "augment", "arrow_folder", "suspicion"},
+    {"examples", "noise", "loader", "checkpoint", "overview"},
     {"dataset", "run_record", "overview_page"},
-    {"train", "predict"},
+    {"train", "predict", "averaging"},
 ]
 UPWARDS = {("train", "cli")}  # `python -m kidspeech.train` is the command line in a launched process; nobody else imports it
 

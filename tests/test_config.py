@@ -31,10 +31,12 @@ def test_issue_recipes_are_shipped() -> None:
     """
     The recipes that the README names are there, small with the usual recipe's figures.
     """
-    assert {"whisper-tiny.en", "whisper-small", "whisper-medium", "demo"} <= set(shipped_recipes())
+    assert {"whisper-tiny.en", "whisper-small", "whisper-medium", "whisper-large-v3-turbo", "demo"} <= set(shipped_recipes())
     train = load_recipe("whisper-small").train
     assert (train.learning_rate, train.warmup_steps, train.effective_batch) == (1e-5, 500, Batch(amount=36, unit="clips"))
     assert not load_recipe("whisper-small").model.gradient_checkpointing
+    assert load_recipe("whisper-large-v3-turbo").model.lora_rank == 32
+    assert all(load_recipe(name).model.lora_rank is None for name in ("whisper-medium", "whisper-large-v3-turbo-full"))
 
 
 def test_all_mistakes_are_reported_together_with_dotted_paths() -> None:
@@ -63,7 +65,7 @@ def test_all_mistakes_are_reported_together_with_dotted_paths() -> None:
         "model.random: contradicts model.pretrained",
         "data.max_seconds: must be above data.min_seconds",
         "train.effective_batch",
-        "modle: no such setting; there are data, model, train, decode",
+        "modle: no such setting; there are data, model, train, augment, decode",
         "nonsense: overrides read section.key=value",
     ):
         assert path in message

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,7 +78,8 @@ def test_best_loads_in_plain_transformers_with_the_measured_wer(
 
 
 def start(recipe_file: Path, data: Path, out: Path, *more: str) -> subprocess.Popen[bytes]:
-    arguments = [str(recipe_file), "--data", str(data), "--out", str(out), "train.epochs=4", "model.dropout=0.1", *more]
+    chance = ["model.dropout=0.1", "augment.time_masks=2", "augment.gain_db=6"]
+    arguments = [str(recipe_file), "--data", str(data), "--out", str(out), "train.epochs=4", *chance, *more]
     return subprocess.Popen(
         [sys.executable, "-m", "kidspeech.train", *arguments], stderr=subprocess.PIPE, start_new_session=True
     )
@@ -90,7 +92,7 @@ def test_killed_at_any_time_and_started_again_it_ends_with_the_same_bits(
     """
     kill -9 in the middle, the same command again: final and best weights equal those of a run that was never killed.
 
-    With dropout, so that the random numbers have to go on where they were.
+    With dropout and augmentation, so that the random numbers have to go on where they were.
     """
     assert start(recipe_file, data, tmp_path / "WHOLE").wait(120) == 0
     process = start(recipe_file, data, tmp_path / "KILLED")
@@ -108,6 +110,22 @@ def test_killed_at_any_time_and_started_again_it_ends_with_the_same_bits(
         whole, killed = load_file(tmp_path / "WHOLE" / name), load_file(tmp_path / "KILLED" / name)
         assert whole.keys() == killed.keys()
         assert all(torch.equal(whole[key], killed[key]) for key in whole)
+
+
+def test_a_resumed_run_from_pretrained_weights_has_its_dropout(recipe_file: Path, data: Path, tmp_path: Path) -> None:
+    """
+    from_pretrained returns a network without dropout, and a resumed run ends with the same bits all the same.
+    """
+    run(recipe_file, data, tmp_path / "BASE", "train.max_steps=1")
+    source = [f"model.pretrained={tmp_path / 'BASE' / 'best'}", "model.random=null", "model.dropout=0.3", "train.max_steps=4"]
+    run(recipe_file, data, tmp_path / "RUN", *source)
+    whole = load_file(tmp_path / "RUN" / "step-000004" / "model.safetensors")
+    (tmp_path / "RUN" / "run.json").unlink()
+    shutil.rmtree(tmp_path / "RUN" / "step-000004")
+    run(recipe_file, data, tmp_path / "RUN", *source)
+    resumed = load_file(tmp_path / "RUN" / "step-000004" / "model.safetensors")
+
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
 def test_a_half_written_checkpoint_is_never_picked_up(recipe_file: Path, data: Path, tmp_path: Path) -> None:
@@ -258,12 +276,23 @@ def test_a_full_disk_keeps_the_older_checkpoint_whole(
     assert newest.name == "step-000002"
 
 
-def test_two_processes_take_the_steps_of_one(recipe_file: Path, data: Path, tmp_path: Path) -> None:
+def test_two_processes_take_the_steps_of_one(recipe_file: Path, data: Path, corpus: Corpus, tmp_path: Path) -> None:
     """
     Over gloo, two ranks end with one rank's weights, to float32's accuracy: each clip counts once, and the loss is per step.
+
+    With noise and warp, which belong to the clip and not to the rank that takes it.
     """
-    for count in ("1", "2"):
-        arguments = [str(recipe_file), "--data", str(data), "--out", str(tmp_path / f"RUN{count}"), "train.max_steps=4"]
+    hearing = [f"augment.noise={corpus.audio_dirs[0]}", "augment.noise_share=1", "augment.warp=0.1", "augment.mel_masks=2"]
+    for count in ("2", "1"):
+        arguments = [
+            str(recipe_file),
+            "--data",
+            str(data),
+            "--out",
+            str(tmp_path / f"RUN{count}"),
+            "train.max_steps=4",
+            *hearing,
+        ]
         command = [Path(sys.executable).with_name("kidspeech"), "train", *arguments, "--num-processes", count]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

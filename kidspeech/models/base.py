@@ -17,7 +17,8 @@ from kidspeech.shards import Featurizer
 
 Batch = dict[str, Any]
 """
-What Collator makes: input_features (clips, rows, frames), labels (clips, tokens) padded with IGNORED, seconds (list).
+What Collator makes: input_features (clips, rows, frames), n_frames (clips,) of each clip without padding, labels (clips,
+tokens) padded with IGNORED, seconds (list). Batches adds draws (clips, numbers) where training augments.
 """
 IGNORED = -100  # a label that carries no loss
 
@@ -97,9 +98,13 @@ class BaseASRModel(ABC):
         """
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """
         Write what `from_pretrained` of plain transformers loads.
+
+        Args:
+            folder: to write into.
+            state: the network's state dict, where it is not at hand in the network: FSDP's is gathered first.
         """
 
     @abstractmethod

@@ -23,6 +23,7 @@ from kidspeech.config import Decode
 from kidspeech.errors import CheckpointError, RecipeError
 from kidspeech.features import LogMel
 from kidspeech.models.base import IGNORED, BaseASRModel, Batch
+from kidspeech.models.lora import add_lora, merged_state
 from kidspeech.models.whisper_vocabulary import WHOLE, english_tokenizer
 
 FRAME_STEP = 32  # a trimmed batch has a multiple of this many frames (0.32 s): few shapes, little padding
@@ -106,11 +107,13 @@ class WhisperModel(BaseASRModel):
 
         Raises:
             CheckpointError: there are none where the recipe says.
-            RecipeError: model.random holds a size that transformers does not know.
+            RecipeError: model.random holds a size that transformers does not know; or LoRA is wanted and peft missing.
         """
         rates = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), self.config.dropout)
         network = self._new(rates) if self.config.random is not None else self._pretrained(rates)
         network.model.encoder.forward = MethodType(short_context, network.model.encoder)
+        if self.config.lora_rank is not None:
+            add_lora(network, self.config)
         if self.config.freeze_encoder:
             network.freeze_encoder()
         if self.config.gradient_checkpointing:
@@ -165,11 +168,15 @@ class WhisperModel(BaseASRModel):
         )
         return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """
-        Write weights, configuration, generation settings, tokenizer and feature extractor.
+        Write weights (with LoRA merged into them), configuration, generation settings, tokenizer and feature extractor.
         """
-        self.unwrapped().save_pretrained(folder)
+        network = self.unwrapped()
+        merged = merged_state(state or network.state_dict(), self.config)
+        for name in network._tied_weights_keys:  # gathered by FSDP they are copies, and would be written twice
+            merged.pop(name)
+        network.save_pretrained(folder, state_dict=merged)
         self.processor.save_pretrained(folder)
 
     def frames(self, longest: int, *, padded: bool) -> int:
