@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from rows above its own.
 LAYERS: list[set[str]] = [
     {"errors", "progress", "distribution"},
-    {"config", "manifest"},
+    {"data_config", "recipe_file", "manifest"},
+    {"config"},
     {"features", "metrics", "split", "demo", "clips"},
     {"shards", "plots", "page", "batching"},
     {"workers", "report", "models", "clip_table"},
