@@ -31,11 +31,11 @@ from torch.utils.data import DataLoader
 from transformers import get_scheduler
 
 from kidspeech.batching import Clips, MicroBatch, pack, plan_epoch, share
-from kidspeech.cache import locked
 from kidspeech.checkpoint import BestInfo, TrainState, best_folder, latest, open_run, rotate, step_folder
 from kidspeech.config import Recipe, Train, as_dict
 from kidspeech.dataset import Prepared, load_dataset
 from kidspeech.errors import TrainingError
+from kidspeech.folders import locked
 from kidspeech.loader import Batches, Side
 from kidspeech.metrics import ChildWER
 from kidspeech.models import BaseASRModel, Batch, create_model

@@ -18,11 +18,11 @@ LAYERS: list[set[str]] = [
     {"errors", "progress", "distribution"},
     {"data_config", "recipe_file", "manifest"},
     {"config"},
-    {"features", "metrics", "split", "demo", "clips"},
+    {"features", "metrics", "split", "demo", "clips", "folders"},
     {"shards", "plots", "page", "batching"},
     {"workers", "report", "models", "clip_table"},
     {"cache", "collate", "arrow_folder", "suspicion"},
-    {"examples", "loader", "checkpoint", "overview"},
+    {"examples", "loader", "checkpoint", "overview", "prepared"},
     {"dataset", "run_record", "overview_page"},
     {"train", "predict"},
 ]
