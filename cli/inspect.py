@@ -63,6 +63,9 @@ def _print(overview: Overview) -> None:
     rows = [_row(age, group.total, group.sides) for age, group in overview.ages.items()]
     head = ["", "utterances", "hours", "children", *(f"in {name}" for name in sides)]
     output.table("by age", head, [*rows, _row("all", overview.total, overview.sides)])
+    if corpora := [_row(name, group.total, group.sides) for name, group in overview.corpora.items()]:
+        output.data("")
+        output.table("by corpus", head, corpora)
     output.data("")
     _spreads(overview)
     _words(overview)

@@ -5,6 +5,7 @@ Columns of every split:
 
 =================== ============= ==================================================================================
 utterance_id        string        of the manifest, as are child_id, session_id, age_bucket and orthographic_text
+corpus              string        its name in the recipe or the manifest; "" where there is but one without a name
 seconds             float64       length of the audio, measured
 sampling_rate       int32         of the file, in Hz; the features are of 16 kHz
 channels            int16         of the file; the features are of their mean
@@ -33,7 +34,7 @@ from datasets import DatasetInfo, Features, List, Value
 from kidspeech.manifest import Utterance
 from kidspeech.shards import Row, list_array
 
-TEXT = ("utterance_id", "child_id", "session_id", "age_bucket", "orthographic_text")
+TEXT = ("utterance_id", "corpus", "child_id", "session_id", "age_bucket", "orthographic_text")
 MEASURED = {
     "seconds": "float64",
     "sampling_rate": "int32",

@@ -21,7 +21,7 @@ from kidspeech.manifest import read_jsonl
 from kidspeech.metrics import normalise
 from kidspeech.progress import Progress, silent
 
-TEXTS = ("utterance_id", "child_id", "age_bucket", "orthographic_text", "md5")
+TEXTS = ("utterance_id", "corpus", "child_id", "age_bucket", "orthographic_text", "md5")
 FIGURES = ("seconds", "sampling_rate", "channels", "peak", "rms", "clipped")
 TOLD_EVERY = 2000  # transcripts
 
@@ -34,7 +34,7 @@ class ClipTable:
     Attributes:
         sides: names of the splits, training first.
         side: which of them a clip belongs to, by number.
-        ids, children, ages, texts, md5s: as in the dataset.
+        ids, corpora, children, ages, texts, md5s: as in the dataset.
         seconds, sampling_rate (Hz), channels, peak, rms, clipped: measured, see kidspeech.arrow_folder.
         said_seconds: length according to the manifest, in seconds; nan where it says none.
         audio_paths: according to the manifest.
@@ -45,6 +45,7 @@ class ClipTable:
     sides: tuple[str, ...]
     side: NDArray[np.int8]
     ids: list[str]
+    corpora: list[str]
     children: list[str]
     ages: list[str]
     texts: list[str]
@@ -90,6 +91,7 @@ def read_clips(folder: Path, progress: Progress = silent) -> ClipTable:
         sides=sides,
         side=np.repeat(np.arange(len(sides), dtype=np.int8), [len(each) for each in tables]),
         ids=texts["utterance_id"],
+        corpora=texts["corpus"],
         children=texts["child_id"],
         ages=texts["age_bucket"],
         texts=texts["orthographic_text"],

@@ -7,6 +7,7 @@ error. `kidspeech recipe NAME` prints a recipe in full, with these sentences as 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,12 +16,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
 
-from kidspeech.data_config import Data, Section, Share
+from kidspeech.data_config import Corpus, Data, Section, Share
 from kidspeech.errors import RecipeError
 from kidspeech.recipe_file import find_recipe, lay_over, parse_recipe, shipped_recipes
 
 __all__ = [
     "Batch",
+    "Corpus",
     "Data",
     "Decode",
     "Model",
@@ -199,15 +201,10 @@ def documented(recipe: Recipe) -> str:
     Return *recipe* as YAML with every setting, its sentence above it.
     """
     lines: list[str] = []
-    for section, fields in recipe:
+    for section, settings in as_dict(recipe).items():
         lines += [f"{section}:"]
-        for key, field in type(fields).model_fields.items():
-            value = getattr(fields, key)
-            shown = (
-                str(value)
-                if isinstance(value, Batch)
-                else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
-            )
+        for key, field in type(getattr(recipe, section)).model_fields.items():
+            shown = yaml.safe_dump(settings[key], default_flow_style=True, width=math.inf).split("\n...")[0].strip()
             lines += [f"  # {field.description}", f"  {key}: {shown}"]
         lines += [""]
     return "\n".join(lines)
@@ -233,11 +230,15 @@ def _checked(tree: dict[str, Any], overrides: Iterable[str], source: str) -> Rec
 def _word(location: tuple[int | str, ...], message: str, kind: str) -> str:
     path = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        fields = Recipe.model_fields if len(location) == 1 else _fields_of(str(location[0]))
+        fields = _fields_beside(location)
         return f"{path}: no such setting; there are {', '.join(fields)}"
     return f"{path}: {message.removeprefix('Value error, ').removeprefix('Input should be ')}"
 
 
-def _fields_of(section: str) -> Iterable[str]:
-    annotation = Recipe.model_fields[section].annotation
+def _fields_beside(location: tuple[int | str, ...]) -> Iterable[str]:
+    if len(location) == 1:
+        return Recipe.model_fields
+    if len(location) > 2:  # nothing else lies that deep
+        return Corpus.model_fields
+    annotation = Recipe.model_fields[str(location[0])].annotation
     return annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Section) else ()

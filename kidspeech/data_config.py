@@ -19,14 +19,31 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=True)
 
 
+class Corpus(Section):
+    """
+    One of several corpora.
+    """
+
+    manifests: Annotated[list[str], Field(min_length=1)]
+    """JSONL files, read as one."""
+    audio_dirs: list[str] = []
+    """Folders to look for its audio in, by file name; none for the folders of the manifests."""
+    weight: PositiveFloat = 1.0
+    """How often a clip of it is drawn in an epoch of training: 2 is twice, 0.5 every other epoch."""
+
+
 class Data(Section):
     """
     What `kidspeech prepare` keeps, and which children it sets aside for validation.
     """
 
+    corpora: dict[str, Corpus] = {}
+    """Several corpora by name, each with manifests, audio_dirs and a weight; paths are seen from where the command runs."""
+    shared_children: Literal["refuse", "merge", "separate"] = "refuse"
+    """A child_id in two corpora: refuse it, merge (one child, on one side of the split), or separate (two children)."""
     val_ratio: float = Field(default=0.1, gt=0, le=0.5)
     """Share of the utterances to validate on; whole children, so the share reached differs a little."""
-    stratify_by: Literal["age_bucket", "session_id"] | None = "age_bucket"
+    stratify_by: Literal["age_bucket", "session_id", "corpus"] | None = "age_bucket"
     """Manifest field whose mix is kept alike on both sides of the split; null for none."""
     split_tolerance: Share = 0.05
     """How far the share reached, overall or of an age group, may lie from the one asked for before it is an error."""

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kidspeech import FEATURES_VERSION, __version__
-from kidspeech.clips import Clip, Skipped, locate
+from kidspeech.clips import Clip, Skipped
 from kidspeech.config import Data, Model, Recipe, as_dict
 from kidspeech.errors import DatasetError, SplitError
 from kidspeech.folders import default_cache, locked
-from kidspeech.manifest import Utterance, read_manifest, write_jsonl
+from kidspeech.manifest import Utterance, write_jsonl
 from kidspeech.prepared import Prepared, check_place, count, load_dataset, read_prepared, write_prepared
 from kidspeech.progress import Progress, silent
+from kidspeech.sources import gather, sources_of
 
 __all__ = ["Prepared", "build_dataset", "load_dataset"]
 
@@ -49,7 +50,7 @@ def build_dataset(
 
     Args:
         recipe: sections data and model are used.
-        manifests: JSONL files, read as one.
+        manifests: JSONL files, read as one; none where the recipe names corpora.
         audio_dirs: folders to look for audio in, by file name; none for the folders of the manifests.
         out: the folder to make; a dataset that is there is replaced when the new one is whole.
         cache: feature cache; default_cache() where not given.
@@ -61,8 +62,7 @@ def build_dataset(
         BusyError: another process makes this dataset or fills this cache.
         StorageError: the disk is full; *out* is as it was before.
     """
-    utterances = read_manifest(manifests)
-    clips, skipped = locate(utterances, audio_dirs or [path.parent for path in manifests])
+    utterances, clips, skipped = gather(sources_of(recipe.data, manifests, audio_dirs), recipe.data.shared_children)
     content = _content(recipe, utterances, clips)
     inputs = _inputs(recipe.model, content)
     if inputs and (there := read_prepared(out)) and there.inputs == inputs:
@@ -132,7 +132,10 @@ def _origin(pretrained: str) -> str:
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     tree = as_dict(recipe)
-    return {"data": tree["data"] | {"workers": None}, "model": tree["model"]}  # the number of workers changes nothing
+    tree["data"]["workers"] = None  # changes nothing, and weights only what training draws
+    for corpus in tree["data"]["corpora"].values():
+        del corpus["weight"]
+    return {"data": tree["data"], "model": tree["model"]}
 
 
 def _check_share(skipped: Sequence[Skipped], total: int, data: Data, out: Path) -> None:

@@ -17,8 +17,18 @@ from kidspeech.errors import RecipeError
 
 class _Loader(yaml.SafeLoader):
     """
-    YAML with 1e-5 as a number, as everybody writes it and YAML 1.1 does not read it.
+    YAML with 1e-5 as a number, as everybody writes it and YAML 1.1 does not read it, and with no key twice, of which one
+    would be lost unseen.
     """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """
+        Return the mapping of *node*.
+        """
+        found = super().construct_mapping(node, deep)
+        if len(found) < len(node.value):
+            raise yaml.constructor.ConstructorError(problem="a key stands twice in one place", problem_mark=node.start_mark)
+        return found
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
@@ -71,15 +81,17 @@ def parse_recipe(text: str, source: str, sections: Iterable[str]) -> dict[str, A
 
 def lay_over(tree: dict[str, Any], override: str) -> str | None:
     """
-    Set "section.key=value" in *tree*; return what is wrong with it, or None.
+    Set "section.key=value" in *tree*, or deeper "data.corpora.name.key=value"; return what is wrong with it, or None.
     """
     path, equals, text = override.partition("=")
-    section, dot, key = path.partition(".")
-    if not (equals and dot and key):
+    *parents, key = path.split(".")
+    if not (equals and parents and key):
         return f"{override}: overrides read section.key=value, like train.epochs=2"
-    fields = tree.setdefault(section, {})
-    if not isinstance(fields, dict):
-        return f"{section}: must hold settings"
+    fields = tree
+    for parent in parents:
+        fields = fields.setdefault(parent, {})
+        if not isinstance(fields, dict):
+            return f"{path}: {parent} holds no settings"
     try:
         fields[key] = yaml.load(text, Loader=_Loader)  # noqa: S506
     except yaml.YAMLError:

@@ -19,7 +19,7 @@ LAYERS: list[set[str]] = [
     {"data_config", "recipe_file", "manifest"},
     {"config"},
     {"features", "metrics", "split", "demo", "clips", "folders"},
-    {"shards", "plots", "page", "batching"},
+    {"shards", "plots", "page", "batching", "sources"},
     {"workers", "report", "models", "clip_table"},
     {"cache", "collate", "arrow_folder", "suspicion"},
     {"examples", "loader", "checkpoint", "overview", "prepared"},

@@ -89,6 +89,22 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(text: str, tmp_path: Path) 
         load_recipe(path)
 
 
+def test_corpora_are_checked_as_deep_as_they_go(tmp_path: Path) -> None:
+    """
+    A typo in a corpus is told like any other, an override reaches into one, and a name that stands twice is refused.
+    """
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {corpora: {mine: {manifests: [a.jsonl]}}}", encoding="utf-8")
+
+    assert load_recipe(path, ["data.corpora.mine.weight=0.5"]).data.corpora["mine"].weight == 0.5
+    assert load_recipe(path, ["data.corpora.mine.weight=0.5"]) == override(load_recipe(path), ["data.corpora.mine.weight=0.5"])
+    with pytest.raises(RecipeError, match=r"mine.manifest: no such setting; there are manifests, audio_dirs, weight"):
+        load_recipe(path, ["data.corpora.mine.manifest=x"])
+    path.write_text("data: {corpora: {mine: {manifests: [a.jsonl]}, mine: {manifests: [b.jsonl]}}}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="a key stands twice"):
+        load_recipe(path)
+
+
 @pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("3.0E-4", 3e-4), ("0.001", 1e-3), ("1", 1.0)])
 def test_numbers_are_read_as_people_write_them(text: str, value: float) -> None:
     """
