@@ -115,6 +115,7 @@ class Job:
         return self._finish()
 
     def _build(self) -> None:
+        self.weights = self.train_side.weights(self.recipe.data.corpora)
         set_seed(self.recipe.train.seed)
         self.model.load()
         settings = self.recipe.train
@@ -290,7 +291,8 @@ class Job:
 
     def _plan(self, epoch: int) -> list[Clips]:
         settings = self.recipe.train
-        return plan_epoch(self.train_side.seconds, settings.effective_batch, seed=settings.seed, epoch=epoch)
+        side, weights = self.train_side, self.weights
+        return plan_epoch(side.seconds, settings.effective_batch, seed=settings.seed, epoch=epoch, weights=weights)
 
     def _total_steps(self) -> int:
         settings = self.recipe.train

@@ -15,8 +15,9 @@ from kidspeech import shards
 from kidspeech.cli.main import main
 from kidspeech.config import Data, Recipe, load_recipe
 from kidspeech.dataset import build_dataset
-from kidspeech.errors import ManifestError, RecipeError
+from kidspeech.errors import CheckpointError, DatasetError, ManifestError, RecipeError
 from kidspeech.sources import gather, sources_of
+from kidspeech.train import train
 
 from corpora import Corpus, Record, make_corpus
 
@@ -157,3 +158,25 @@ def test_another_weight_touches_nothing(
     build_dataset(load_recipe(recipe_file, ["data.corpora.talkbank.weight=0.5"]), [], [], out)
 
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+@pytest.mark.integration
+def test_training_draws_a_corpus_as_often_as_its_weight_says(
+    both: dict[str, Corpus], recipe_file: Path, tmp_path: Path
+) -> None:
+    """
+    With weight 9 an epoch has nine times a corpus' clips; a run goes on only with the weights it began with.
+    """
+    data, out = tmp_path / "DATA", tmp_path / "RUN"
+    build_dataset(recipe_of(recipe_file, both), [], [], data)
+    trained = datasets.load_from_disk(str(data))["train"]["corpus"][:]
+    clips = trained.count("drivendata") + 9 * trained.count("talkbank")
+    result = train(load_recipe(recipe_file, ["train.epochs=1", "data.corpora.talkbank.weight=9"]), data, out)
+
+    assert abs(result.steps - clips / 6) <= 1
+    with pytest.raises(CheckpointError, match=r"weights of data.corpora were {'talkbank': 9.0}, are {}"):
+        train(load_recipe(recipe_file, ["train.epochs=1"]), data, out)
+    with pytest.raises(
+        DatasetError, match=r"data.corpora.myst.weight: the dataset has no such corpus .* drivendata, talkbank"
+    ):
+        train(load_recipe(recipe_file, ["data.corpora={myst: {manifests: [x], weight: 2}}"]), data, tmp_path / "OTHER")
