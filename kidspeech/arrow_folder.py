@@ -13,6 +13,8 @@ peak, rms           float32       largest absolute sample and root mean square, 
 clipped             float32       share of the samples at full scale
 md5                 string        of the file, as hex
 n_frames            int32         frames of 10 ms
+speed               float32       1, or of a copy how many times as fast its clip is played; the columns above but seconds
+                                  and n_frames are then the file's, and utterance_id ends in "@" and the speed
 input_features      list<float16> log-mel, row-major: `np.asarray(row).reshape(-1, n_frames)` is (n_mels, n_frames)
 labels              list<int32>   token ids without start of transcript: prompt, text, end of text
 =================== ============= ==================================================================================
@@ -45,9 +47,11 @@ MEASURED = {
     "md5": "string",
     "n_frames": "int32",
 }
+SPEED = "speed"
 COLUMNS = Features(
     {name: Value("string") for name in TEXT}
     | {name: Value(kind) for name, kind in MEASURED.items()}
+    | {SPEED: Value("float32")}
     | {"input_features": List(Value("float16")), "labels": List(Value("int32"))}
 )
 BATCH = 256  # rows written at once: 14 MB of features
@@ -63,6 +67,7 @@ class Example:
     utterance: Utterance
     row: Row
     labels: list[int]
+    speed: float = 1.0
 
 
 def write_splits(folder: Path, splits: Mapping[str, Sequence[Example]]) -> Iterator[int]:
@@ -109,6 +114,7 @@ def _write_file(path: Path, examples: Sequence[Example]) -> Iterator[int]:
 def _record_batch(examples: Sequence[Example], schema: pa.Schema) -> pa.RecordBatch:
     columns = [[getattr(example.utterance, name) for example in examples] for name in TEXT]
     columns += [[example.row.small[name] for example in examples] for name in MEASURED]
+    columns.append([example.speed for example in examples])
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=False)]
     arrays.append(list_array([example.row.features for example in examples]))
     labels = [example.labels for example in examples]

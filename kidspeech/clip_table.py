@@ -1,5 +1,6 @@
 """
-The small columns of a prepared dataset in memory, clip by clip; its features stay on disk, unread.
+The small columns of a prepared dataset in memory, clip by clip; its features stay on disk, unread, and copies at another
+speed are left out: they tell nothing new of the corpus.
 
 This reads the Arrow files without `datasets`, whose import with torch's takes longer than the reading.
 """
@@ -135,7 +136,7 @@ def _read_side(folder: Path) -> pa.Table:
     files = read_object(folder / "state.json").get("_data_files", [])
     columns = [*TEXTS, *FIGURES]
     try:
-        tables = [_small(folder / file["filename"], columns) for file in files]
+        tables = [_recorded(_small(folder / file["filename"], [*columns, "speed"])) for file in files]
     except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
     return pa.concat_tables(tables) if tables else pa.table({name: [] for name in columns})
@@ -145,6 +146,10 @@ def _small(path: Path, columns: Sequence[str]) -> pa.Table:
     # mapped, not read: of the features, 56 kB a clip, only the headers of their batches are touched
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_stream(source).read_all().select(columns)
+
+
+def _recorded(table: pa.Table) -> pa.Table:
+    return table.filter(table.column("speed").to_numpy() == 1).drop_columns(["speed"])
 
 
 def _damaged(path: Path, error: object) -> DatasetError:

@@ -1,7 +1,7 @@
 """
 Recipes: every setting of kidspeech with its type, its default and its one sentence, defined here and nowhere else.
 
-A recipe is a YAML file of the four sections below. What it leaves out takes the default; what is not a setting is an
+A recipe is a YAML file of the five sections of `Recipe`. What it leaves out takes the default; what is not a setting is an
 error. `kidspeech recipe NAME` prints a recipe in full, with these sentences as comments.
 """
 
@@ -16,12 +16,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
 
-from kidspeech.data_config import Corpus, Data, Section, Share
+from kidspeech.data_config import Choose, Corpus, Data, Section, Share
 from kidspeech.errors import RecipeError
 from kidspeech.recipe_file import find_recipe, lay_over, parse_recipe, shipped_recipes
 
 __all__ = [
     "Batch",
+    "Choose",
     "Corpus",
     "Data",
     "Decode",
@@ -156,6 +157,7 @@ class Recipe(Section):
     """
 
     data: Data = Data()
+    choose: Choose = Choose()
     model: Model = Model()
     train: Train = Train()
     decode: Decode = Decode()

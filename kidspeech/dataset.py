@@ -49,7 +49,7 @@ def build_dataset(
     Make the dataset *out*, or find that it is there already.
 
     Args:
-        recipe: sections data and model are used.
+        recipe: sections data, choose and model are used.
         manifests: JSONL files, read as one; none where the recipe names corpora.
         audio_dirs: folders to look for audio in, by file name; none for the folders of the manifests.
         out: the folder to make; a dataset that is there is replaced when the new one is whole.
@@ -57,8 +57,9 @@ def build_dataset(
         progress: told of the work.
 
     Raises:
-        ManifestError, SplitError, RecipeError, CheckpointError: what they say.
-        DatasetError: more utterances are unusable than data.max_skipped; or *out* is something else than a dataset.
+        ManifestError, SplitError, RecipeError, CheckpointError, ScoreError: what they say.
+        DatasetError: more utterances are unusable than data.max_skipped; none is left to train on; or *out* is something
+            else than a dataset.
         BusyError: another process makes this dataset or fills this cache.
         StorageError: the disk is full; *out* is as it was before.
     """
@@ -69,6 +70,7 @@ def build_dataset(
         return there
     from kidspeech.examples import featurize
     from kidspeech.models import create_model
+    from kidspeech.selection import choose, copies
 
     model = create_model(recipe.model)
     key = _key(model, content)
@@ -76,11 +78,16 @@ def build_dataset(
         check_place(out)
         if (there := read_prepared(out)) and there.key == key:
             return there
-        examples, unusable = featurize(utterances, clips, model, recipe.data, cache or default_cache(), progress)
+        store = cache or default_cache()
+        examples, unusable = featurize(utterances, clips, model, recipe.data, store, progress)
         skipped += unusable
         _check_share(skipped, len(utterances), recipe.data, out)
         split = _split(utterances, [example.utterance for example in examples], recipe.data)
-        sides = _sides(examples, split)
+        sides, beside = _sides(examples, split)
+        chosen, left_out = choose(sides["train"], recipe.choose)
+        copied, too_long = copies(chosen, recipe.choose, recipe.data, model, store, progress)
+        sides["train"] = chosen + copied
+        skipped += beside + left_out + too_long
         prepared = Prepared(
             key,
             _settings(recipe),
@@ -89,7 +96,7 @@ def build_dataset(
             {name: count(side) for name, side in sides.items()},
             split.shares,
             _counted(skipped),
-            split.notes,
+            split.notes + _notes(copied, recipe.choose.speeds),
             inputs=inputs,
         )
         write_prepared(out, prepared, sides, skipped, progress)
@@ -97,8 +104,10 @@ def build_dataset(
 
 
 def _content(recipe: Recipe, utterances: Sequence[Utterance], clips: Mapping[str, Clip]) -> str:
-    val_ids = _text_of(Path(recipe.data.val_ids)) if recipe.data.val_ids else ""
-    digest = hashlib.sha256(json.dumps([_settings(recipe)["data"], val_ids]).encode())
+    settings = _settings(recipe)
+    val_ids = _text_of(Path(recipe.data.val_ids), "data.val_ids") if recipe.data.val_ids else ""
+    teacher = _text_of(Path(recipe.choose.teacher), "choose.teacher") if recipe.choose.teacher else ""
+    digest = hashlib.sha256(json.dumps([settings["data"], settings["choose"], val_ids, teacher]).encode())
     for utterance in utterances:
         digest.update(repr((utterance, clips.get(utterance.utterance_id))).encode())
     return digest.hexdigest()
@@ -135,7 +144,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     tree["data"]["workers"] = None  # changes nothing, and weights only what training draws
     for corpus in tree["data"]["corpora"].values():
         del corpus["weight"]
-    return {"data": tree["data"], "model": tree["model"]}
+    return {name: tree[name] for name in ("data", "choose", "model")}
 
 
 def _check_share(skipped: Sequence[Skipped], total: int, data: Data, out: Path) -> None:
@@ -169,7 +178,7 @@ def _split(given: Sequence[Utterance], usable: Sequence[Utterance], data: Data) 
 
 
 def _listed(path: Path, known: set[str]) -> set[str]:
-    wanted = {line.strip() for line in _text_of(path).splitlines()} - {""}
+    wanted = {line.strip() for line in _text_of(path, "data.val_ids").splitlines()} - {""}
     unknown = sorted(wanted - known)
     if unknown:
         msg = f"{path}: {len(unknown)} ids stand in no manifest ({', '.join(unknown[:3])} …); take them out"
@@ -177,17 +186,26 @@ def _listed(path: Path, known: set[str]) -> set[str]:
     return wanted
 
 
-def _text_of(path: Path) -> str:
+def _text_of(path: Path, setting: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"data.val_ids: can't read {path} ({error}); give a text file with one utterance id a line"
+        msg = f"{setting}: can't read {path} ({error}); give a text file with one utterance a line"
         raise SplitError(msg) from error
 
 
-def _sides(examples: Sequence[Example], split: Split) -> dict[str, list[Example]]:
-    train, validation = ~split.validation & ~split.dropped, split.validation
-    return {
-        name: [example for example, here in zip(examples, chosen.tolist(), strict=True) if here]
-        for name, chosen in (("train", train), ("validation", validation))
-    }
+def _sides(examples: Sequence[Example], split: Split) -> tuple[dict[str, list[Example]], list[Skipped]]:
+    sides: dict[str, list[Example]] = {"train": [], "validation": []}
+    beside: list[Skipped] = []
+    for example, validates, dropped in zip(examples, split.validation.tolist(), split.dropped.tolist(), strict=True):
+        if dropped:
+            reason = "not trained on, since others of its child validate (data.drop_val_children)"
+            beside.append(Skipped(example.utterance.utterance_id, example.row.small["path"], reason))
+        else:
+            sides["validation" if validates else "train"].append(example)
+    return sides, beside
+
+
+def _notes(copied: Sequence[Example], speeds: Sequence[float]) -> list[str]:
+    told = " and ".join(f"{speed:g}" for speed in speeds)
+    return [f"{len(copied)} of the training utterances are copies of others, at the speeds {told}"] if copied else []

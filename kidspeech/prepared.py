@@ -2,8 +2,8 @@
 A prepared dataset's folder: what is in it, written whole, and opened for a model.
 
     train/ validation/      Arrow, see kidspeech.arrow_folder
-    train.jsonl …           the manifest lines of each side, to predict and score on
-    skipped.jsonl           utterances that could not be used, each with its reason
+    train.jsonl …           the manifest lines of each side, to predict and score on; not of copies
+    skipped.jsonl           utterances that could not be used or are on no side, each with its reason
     prepare.json            what was done with what: settings, counts, shares, notes
 
 It is written beside and renamed, so a folder with a prepare.json is whole.
@@ -38,12 +38,12 @@ class Prepared:
 
     Attributes:
         key: hash of everything the dataset was made from and with.
-        recipe: the sections data and model.
+        recipe: the sections data, choose and model.
         features: settings of the featurizer.
         labels: settings of the labels.
         sides: utterances, hours, children of each split.
         shares: share of the utterances that validate, overall and by age group.
-        skipped: number of unusable utterances by kind of reason.
+        skipped: number of utterances in skipped.jsonl by kind of reason.
         notes: what a reader of the WER should know.
         version: of kidspeech.
         inputs: hash of all that the key depends on, as far as it is known without opening a tokenizer; "" if it is not.
@@ -131,7 +131,7 @@ def write_prepared(
             done += rows
             progress("writing dataset", done, sum(map(len, sides.values())))
         for name, side in sides.items():
-            write_jsonl(aside / f"{name}.jsonl", (example.utterance.as_line() for example in side))
+            write_jsonl(aside / f"{name}.jsonl", (example.utterance.as_line() for example in side if example.speed == 1))
         write_jsonl(aside / "skipped.jsonl", map(asdict, skipped))
         (aside / "prepare.json").write_text(json.dumps(asdict(prepared), indent=2), encoding="utf-8")
 

@@ -16,14 +16,16 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from rows above its own.
 LAYERS: list[set[str]] = [
     {"errors", "progress", "distribution"},
-    {"data_config", "recipe_file", "manifest"},
+    {"recipe_file", "manifest"},
+    {"data_config"},
     {"config"},
     {"features", "metrics", "split", "demo", "clips", "folders"},
     {"shards", "plots", "page", "batching", "sources"},
-    {"workers", "report", "models", "clip_table"},
+    {"workers", "report", "models", "clip_table", "speed"},
     {"cache", "collate", "arrow_folder", "suspicion"},
     {"examples", "loader", "checkpoint", "overview", "prepared"},
-    {"dataset", "run_record", "overview_page"},
+    {"selection", "run_record", "overview_page"},
+    {"dataset"},
     {"train", "predict"},
 ]
 UPWARDS = {("train", "cli")}  # `python -m kidspeech.train` is the command line in a launched process; nobody else imports it

@@ -63,7 +63,7 @@ def test_all_mistakes_are_reported_together_with_dotted_paths() -> None:
         "model.random: contradicts model.pretrained",
         "data.max_seconds: must be above data.min_seconds",
         "train.effective_batch",
-        "modle: no such setting; there are data, model, train, decode",
+        "modle: no such setting; there are data, choose, model, train, decode",
         "nonsense: overrides read section.key=value",
     ):
         assert path in message
