@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def prepare(
     recipe: RecipeArg,
-    out: Annotated[Path, Option("--out", help="The dataset folder to make.")],
+    out: Annotated[str, Option("--out", help="The dataset folder to make, or an s3:// URL.")],
     overrides: OverridesArg = None,
     manifest: Annotated[
         list[Path] | None,
@@ -39,6 +39,8 @@ def prepare(
 
         kidspeech prepare whisper-small --manifest train.jsonl --audio-dir audio --out DATA data.val_ratio=0.2 data.seed=1
 
+        kidspeech prepare whisper-small --manifest train.jsonl --audio-dir audio --out s3://bucket/data
+
         kidspeech prepare two-corpora.yaml --out DATA data.shared_children=separate
     """
     from kidspeech.config import load_recipe
@@ -48,7 +50,7 @@ def prepare(
     with output.progress() as progress:
         prepared = build_dataset(settings, manifest or [], audio_dir or [], out, cache=cache_dir, progress=progress)
     _show(prepared)
-    again = shlex.join(["kidspeech", "train", recipe, "--data", str(out), "--out", "RUN", *_of_model(overrides or [])])
+    again = shlex.join(["kidspeech", "train", recipe, "--data", out, "--out", "RUN", *_of_model(overrides or [])])
     output.done("dataset", out, again)
 
 

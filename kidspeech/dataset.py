@@ -25,6 +25,7 @@ from kidspeech.folders import default_cache, locked
 from kidspeech.manifest import Utterance, write_jsonl
 from kidspeech.prepared import Prepared, check_place, count, load_dataset, read_prepared, write_prepared
 from kidspeech.progress import Progress, silent
+from kidspeech.remote_folder import is_remote, staging, upload
 from kidspeech.sources import gather, sources_of
 
 __all__ = ["Prepared", "build_dataset", "load_dataset"]
@@ -40,7 +41,7 @@ def build_dataset(
     recipe: Recipe,
     manifests: Sequence[Path],
     audio_dirs: Sequence[Path],
-    out: Path,
+    out: Path | str,
     *,
     cache: Path | None = None,
     progress: Progress = silent,
@@ -52,7 +53,7 @@ def build_dataset(
         recipe: sections data, choose and model are used.
         manifests: JSONL files, read as one; none where the recipe names corpora.
         audio_dirs: folders to look for audio in, by file name; none for the folders of the manifests.
-        out: the folder to make; a dataset that is there is replaced when the new one is whole.
+        out: the folder or fsspec URL to make; a dataset that is there is replaced when the new one is whole.
         cache: feature cache; default_cache() where not given.
         progress: told of the work.
 
@@ -61,8 +62,14 @@ def build_dataset(
         DatasetError: more utterances are unusable than data.max_skipped; none is left to train on; or *out* is something
             else than a dataset.
         BusyError: another process makes this dataset or fills this cache.
-        StorageError: the disk is full; *out* is as it was before.
+        StorageError: the disk is full, and *out* is as it was before; or a URL can't be written.
     """
+    store = cache or default_cache()
+    if is_remote(out):
+        prepared = build_dataset(recipe, manifests, audio_dirs, staging(str(out), store), cache=store, progress=progress)
+        upload(staging(str(out), store), str(out), progress)
+        return prepared
+    out = Path(out)
     utterances, clips, skipped = gather(sources_of(recipe.data, manifests, audio_dirs), recipe.data.shared_children)
     content = _content(recipe, utterances, clips)
     inputs = _inputs(recipe.model, content)
@@ -78,7 +85,6 @@ def build_dataset(
         check_place(out)
         if (there := read_prepared(out)) and there.key == key:
             return there
-        store = cache or default_cache()
         examples, unusable = featurize(utterances, clips, model, recipe.data, store, progress)
         skipped += unusable
         _check_share(skipped, len(utterances), recipe.data, out)

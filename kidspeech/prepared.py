@@ -22,7 +22,8 @@ from kidspeech.clips import Skipped
 from kidspeech.errors import DatasetError
 from kidspeech.folders import written_aside
 from kidspeech.manifest import write_jsonl
-from kidspeech.progress import Progress
+from kidspeech.progress import Progress, silent
+from kidspeech.remote_folder import local_folder
 
 if TYPE_CHECKING:  # imported where they are used: they take seconds, and whoever only reads prepare.json needs none of them
     from datasets import Dataset
@@ -78,14 +79,20 @@ def read_prepared(folder: Path) -> Prepared | None:
         raise DatasetError(msg) from error
 
 
-def load_dataset(folder: Path, model: BaseASRModel) -> tuple[Dataset, Dataset, Prepared]:
+def load_dataset(place: Path | str, model: BaseASRModel, progress: Progress = silent) -> tuple[Dataset, Dataset, Prepared]:
     """
     Open a prepared dataset for *model*: training side, validation side, and what is known of them.
 
     Raises:
+    Args:
+        place: its folder, or an fsspec URL, from which it is fetched once.
+        model: what it must have been made for.
+        progress: told of the fetching.
+
         DatasetError: there is none, it is unfinished, or its features or labels are another model's.
     """
     prepared = read_prepared(folder)
+    folder = local_folder(place, progress=progress)
     if prepared is None:
         msg = f"{folder} is no prepared dataset (it has no prepare.json); make it with kidspeech prepare"
         raise DatasetError(msg)

@@ -47,7 +47,7 @@ DEBUG_CLIPS = (100, 20)  # of training and validation, with --debug
 
 def train(
     recipe: Recipe,
-    data: Path,
+    data: Path | str,
     run: Path,
     *,
     debug: bool = False,
@@ -59,7 +59,7 @@ def train(
 
     Args:
         recipe: sections model, train and decode are used.
-        data: folder that kidspeech prepare made.
+        data: folder or fsspec URL that kidspeech prepare made.
         run: run folder; see kidspeech.checkpoint for what is in it.
         debug: take 100 training and 20 validation clips.
         force_restart: move a run that is there aside and begin anew.
@@ -76,7 +76,7 @@ def train(
     accelerator = Accelerator(cpu=_gloo(), mixed_precision=precision, log_with="tensorboard", project_config=settings)
     main = accelerator.is_main_process
     model = create_model(recipe.model)
-    train_side, val_side, prepared = load_dataset(data, model)
+    train_side, val_side, prepared = load_dataset(data, model, progress if main else silent)
     with _one_at_a_time(run, main=main):
         with accelerator.main_process_first():
             open_run(run, recipe, _dataset_key(prepared, debug=debug), force_restart=force_restart and main)

@@ -20,6 +20,7 @@ LAYERS: list[set[str]] = [
     {"data_config"},
     {"config"},
     {"features", "metrics", "split", "demo", "clips", "folders"},
+    {"remote_folder"},
     {"shards", "plots", "page", "batching", "sources"},
     {"workers", "report", "models", "clip_table", "speed"},
     {"cache", "collate", "arrow_folder", "suspicion"},
