@@ -4,6 +4,7 @@ A prepared dataset's folder: what is in it, written whole, and opened for a mode
     train/ validation/      Arrow, see kidspeech.arrow_folder
     train.jsonl …           the manifest lines of each side, to predict and score on; not of copies
     skipped.jsonl           utterances that could not be used or are on no side, each with its reason
+    README.md               the dataset's card: what is in it, column by column, and how it was made
     prepare.json            what was done with what: settings, counts, shares, notes
 
 It is written beside and renamed, so a folder with a prepare.json is whole.
@@ -83,16 +84,16 @@ def load_dataset(place: Path | str, model: BaseASRModel, progress: Progress = si
     """
     Open a prepared dataset for *model*: training side, validation side, and what is known of them.
 
-    Raises:
     Args:
         place: its folder, or an fsspec URL, from which it is fetched once.
         model: what it must have been made for.
         progress: told of the fetching.
 
+    Raises:
         DatasetError: there is none, it is unfinished, or its features or labels are another model's.
     """
-    prepared = read_prepared(folder)
     folder = local_folder(place, progress=progress)
+    prepared = read_prepared(folder)
     if prepared is None:
         msg = f"{folder} is no prepared dataset (it has no prepare.json); make it with kidspeech prepare"
         raise DatasetError(msg)
@@ -131,6 +132,7 @@ def write_prepared(
         StorageError: the disk is full; *out* is as it was before.
     """
     from kidspeech.arrow_folder import write_splits
+    from kidspeech.card import card
 
     with written_aside(out) as aside:
         done = 0
@@ -140,6 +142,7 @@ def write_prepared(
         for name, side in sides.items():
             write_jsonl(aside / f"{name}.jsonl", (example.utterance.as_line() for example in side if example.speed == 1))
         write_jsonl(aside / "skipped.jsonl", map(asdict, skipped))
+        (aside / "README.md").write_text(card(prepared, sides), encoding="utf-8")
         (aside / "prepare.json").write_text(json.dumps(asdict(prepared), indent=2), encoding="utf-8")
 
 
