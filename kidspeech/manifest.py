@@ -198,7 +198,13 @@ def _problems(record: Mapping[str, Any], required: Sequence[str]) -> list[str]:
 
 
 def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "must be a text"
+    if not isinstance(value, str):
+        return "must be a text"
+    try:  # JSON may spell one half of a character of two ("\\ud800"); neither a file nor Arrow can hold it
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds half a character, which was cut in two when the text was"
+    return None
 
 
 def _bucket(value: Any) -> str | None:
