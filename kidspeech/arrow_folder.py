@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from kidspeech.manifest import Utterance
-from kidspeech.shards import Row, list_array
+from kidspeech.shards import Row, column, list_array
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,7 @@ def _record_batch(examples: Sequence[Example]) -> pa.RecordBatch:
     columns = [[getattr(example.utterance, name) for example in examples] for name in TEXT]
     columns += [[example.row.small[name] for example in examples] for name in MEASURED]
     columns.append([example.speed for example in examples])
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=False)]
-    arrays.append(list_array([example.row.features for example in examples]))
-    labels = [example.labels for example in examples]
-    offsets = np.concatenate(([0], np.cumsum([len(ids) for ids in labels]))).astype(np.int32)
-    arrays.append(pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(labels), pa.int32())))
+    arrays = [column(values, field.type) for values, field in zip(columns, SCHEMA, strict=False)]
+    arrays.append(list_array([example.row.features for example in examples], pa.float16()))
+    arrays.append(list_array([np.array(example.labels, np.int32) for example in examples], pa.int32()))
     return pa.record_batch(arrays, schema=SCHEMA)

@@ -16,8 +16,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
+from hypothesis import given, settings, strategies
 from transformers import WhisperFeatureExtractor
 
 from kidspeech import shards
@@ -101,6 +103,40 @@ def test_the_card_tells_every_column_and_the_counts(recipe: Recipe, corpus: Corp
         counts = [sum(bucket == age for bucket in side["age_bucket"]) for side in sides.values()]
         assert re.search(rf"\| {age} \| {counts[0]} \| [\d.]+ \| \d+ \| {counts[1]} \| ", card)
     assert "val_ratio: 0.34" in card
+
+
+@given(
+    strategies.lists(strategies.none() | strategies.text()), strategies.lists(strategies.none() | strategies.integers(-99, 99))
+)
+@settings(deadline=None)
+def test_columns_are_those_of_pyarrow(texts: list[str | None], numbers: list[int | None]) -> None:
+    """
+    Built without pandas, null by null what pyarrow builds of the same values.
+    """
+    arrays = [np.arange(number, dtype=np.float16) if number and number > 0 else None for number in numbers]
+    for ours, theirs in (
+        (shards.column(texts, pa.string()), pa.array(texts, pa.string())),
+        (shards.column(numbers, pa.int32()), pa.array(numbers, pa.int32())),
+        (shards.list_array(arrays, pa.float16()), pa.array(arrays, pa.list_(pa.float16()))),
+    ):
+        ours.validate(full=True)
+        assert ours.equals(theirs)
+
+
+def test_what_prepare_imports_stays_light(recipe_file: Path, corpus: Corpus, tmp_path: Path) -> None:
+    """
+    A whole run needs neither datasets nor the generation and training half of transformers: seconds of every start.
+    """
+    program = (
+        "import sys, pathlib; from kidspeech.config import load_recipe; from kidspeech.dataset import build_dataset;"
+        "recipe, manifest, out, *folders = map(pathlib.Path, sys.argv[1:]);"
+        "build_dataset(load_recipe(recipe), [manifest], folders, out);"
+        "print({'datasets', 'accelerate', 'transformers.modeling_utils', 'transformers.generation.utils'} & set(sys.modules))"
+    )
+    arguments = map(str, [recipe_file, corpus.manifest, tmp_path / "DATA", *corpus.audio_dirs])
+    done = subprocess.run([sys.executable, "-c", program, *arguments], check=True, capture_output=True, text=True)
+
+    assert done.stdout.strip() == "set()"
 
 
 def test_a_row_is_whispers_features_and_its_prompted_labels(recipe: Recipe, corpus: Corpus, tmp_path: Path) -> None:
