@@ -6,15 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import Any
 
 import yaml
 
 from kidspeech.arrow_folder import COLUMNS, Example
 from kidspeech.manifest import AGE_BUCKETS
-
-if TYPE_CHECKING:
-    from kidspeech.prepared import Prepared
 
 PACKAGES = ("numpy", "soundfile", "soxr", "torch", "transformers", "tokenizers", "pyarrow")
 HEAD = """---
@@ -27,21 +24,25 @@ Made by `kidspeech prepare`; `datasets.load_from_disk` opens this folder. Whole 
 """
 
 
-def card(prepared: Prepared, sides: Mapping[str, Sequence[Example]]) -> str:
+def card(told: Mapping[str, Any], sides: Mapping[str, Sequence[Example]]) -> str:
     """
     Return the card as Markdown; the same dataset made with the same versions has the same one.
+
+    Args:
+        told: what prepare.json says, see kidspeech.prepared.Prepared.
+        sides: the examples of each split.
     """
     columns = [[f"`{name}`", column.kind, column.unit, column.about] for name, column in COLUMNS.items()]
-    versions = {"kidspeech": prepared.version} | {name: version(name) for name in PACKAGES}
-    notes = "".join(f"\n- {note}" for note in prepared.notes)
-    skipped = [[reason, f"{count:,}"] for reason, count in prepared.skipped.items()]
+    versions = {"kidspeech": told["version"]} | {name: version(name) for name in PACKAGES}
+    notes = "".join(f"\n- {note}" for note in told["notes"])
+    skipped = [[reason, f"{count:,}"] for reason, count in told["skipped"].items()]
     parts = [
         HEAD,
         f"## What is in it\n\n{_amounts(sides)}{notes and chr(10) + notes}\n",
         f"## Columns\n\n{_table(['column', 'type', 'unit', ''], columns)}",
         f"## Left out\n\n{_table(['reason', 'utterances'], skipped)}" if skipped else "## Left out\n\nNothing.\n",
-        f"## Recipe\n\n```yaml\n{yaml.safe_dump(prepared.recipe, sort_keys=False)}```\n",
-        f"## Made with\n\n{', '.join(f'{name} {number}' for name, number in versions.items())}. Key {prepared.key}.\n",
+        f"## Recipe\n\n```yaml\n{yaml.safe_dump(told['recipe'], sort_keys=False)}```\n",
+        f"## Made with\n\n{', '.join(f'{name} {number}' for name, number in versions.items())}. Key {told['key']}.\n",
     ]
     return "\n".join(parts)
 

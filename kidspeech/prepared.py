@@ -142,7 +142,7 @@ def write_prepared(
         for name, side in sides.items():
             write_jsonl(aside / f"{name}.jsonl", (example.utterance.as_line() for example in side if example.speed == 1))
         write_jsonl(aside / "skipped.jsonl", map(asdict, skipped))
-        (aside / "README.md").write_text(card(prepared, sides), encoding="utf-8")
+        (aside / "README.md").write_text(card(asdict(prepared), sides), encoding="utf-8")
         (aside / "prepare.json").write_text(json.dumps(asdict(prepared), indent=2), encoding="utf-8")
 
 
