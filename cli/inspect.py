@@ -21,7 +21,7 @@ COMMON = 12  # words in the terminal; the page and --json have more
 
 
 def inspect(
-    data: Annotated[Path, Argument(metavar="DATA", help="A dataset folder that `kidspeech prepare` made.")],
+    data: Annotated[str, Argument(metavar="DATA", help="A dataset folder or s3:// URL that `kidspeech prepare` made.")],
     report: Annotated[Path | None, Option(help="Write an HTML page with plots, suspicious utterances and players.")] = None,
     audio_dir: AudioDirOpt = None,
     json: JsonOpt = False,
@@ -41,13 +41,14 @@ def inspect(
     """
     from kidspeech.manifest import AudioIndex
     from kidspeech.overview import as_record, read_overview
+    from kidspeech.remote_folder import local_folder
 
     if audio_dir and not report:
         msg = "--audio-dir is for the players of --report; give --report data.html too, or leave it out"
         raise DatasetError(msg)
     audio = AudioIndex(audio_dir) if audio_dir else None
     with output.progress() as progress:
-        overview = read_overview(data, progress)
+        overview = read_overview(local_folder(data, progress=progress), progress)
     if json:
         output.as_json(as_record(overview))
     else:
@@ -63,6 +64,9 @@ def _print(overview: Overview) -> None:
     rows = [_row(age, group.total, group.sides) for age, group in overview.ages.items()]
     head = ["", "utterances", "hours", "children", *(f"in {name}" for name in sides)]
     output.table("by age", head, [*rows, _row("all", overview.total, overview.sides)])
+    if corpora := [_row(name, group.total, group.sides) for name, group in overview.corpora.items()]:
+        output.data("")
+        output.table("by corpus", head, corpora)
     output.data("")
     _spreads(overview)
     _words(overview)
@@ -118,10 +122,10 @@ def _suspicious(overview: Overview) -> None:
         output.data("suspicious: none")
 
 
-def _write(path: Path, overview: Overview, data: Path, audio: AudioIndex | None) -> None:
+def _write(path: Path, overview: Overview, data: str, audio: AudioIndex | None) -> None:
     from kidspeech.overview_page import write_overview
 
-    players = write_overview(path, overview, title=data.resolve().name, audio=audio)
+    players = write_overview(path, overview, title=Path(data).resolve().name, audio=audio)
     if audio and not players:
         output.note("none of the clips to listen to has its audio in these folders, so the report has no players")
     output.done("report", path, f"open {path} in a browser")

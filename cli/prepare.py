@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 def prepare(
     recipe: RecipeArg,
-    manifest: Annotated[list[Path], Option("--manifest", help="A JSONL manifest; repeat it for more.")],
-    out: Annotated[Path, Option("--out", help="The dataset folder to make.")],
+    out: Annotated[str, Option("--out", help="The dataset folder to make, or an s3:// URL.")],
     overrides: OverridesArg = None,
+    manifest: Annotated[
+        list[Path] | None,
+        Option("--manifest", help="A JSONL manifest; repeat it for more. Not needed where the recipe names corpora."),
+    ] = None,
     audio_dir: AudioDirOpt = None,
     cache_dir: CacheOpt = None,
 ) -> None:
@@ -35,15 +38,19 @@ def prepare(
         kidspeech prepare whisper-small --manifest train.jsonl --audio-dir audio_0 --audio-dir audio_1 --out DATA
 
         kidspeech prepare whisper-small --manifest train.jsonl --audio-dir audio --out DATA data.val_ratio=0.2 data.seed=1
+
+        kidspeech prepare whisper-small --manifest train.jsonl --audio-dir audio --out s3://bucket/data
+
+        kidspeech prepare two-corpora.yaml --out DATA data.shared_children=separate
     """
     from kidspeech.config import load_recipe
     from kidspeech.dataset import build_dataset
 
     settings = load_recipe(recipe, overrides or [])
     with output.progress() as progress:
-        prepared = build_dataset(settings, manifest, audio_dir or [], out, cache=cache_dir, progress=progress)
+        prepared = build_dataset(settings, manifest or [], audio_dir or [], out, cache=cache_dir, progress=progress)
     _show(prepared)
-    again = shlex.join(["kidspeech", "train", recipe, "--data", str(out), "--out", "RUN", *_of_model(overrides or [])])
+    again = shlex.join(["kidspeech", "train", recipe, "--data", out, "--out", "RUN", *_of_model(overrides or [])])
     output.done("dataset", out, again)
 
 

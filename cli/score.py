@@ -82,8 +82,9 @@ def _read(manifests: Sequence[Path], field: TextField) -> tuple[list[Utterance],
         found = read_manifest(path, required=("utterance_id", field))
         references += found
         name = path.stem if len(stems) == len(manifests) else str(path)
-        corpora |= dict.fromkeys((utterance.utterance_id for utterance in found), name)
-    return references, corpora if len(manifests) > 1 else {}
+        corpora |= {utterance.utterance_id: utterance.corpus or name for utterance in found}
+    told = len(manifests) > 1 or any(utterance.corpus for utterance in references)
+    return references, corpora if told else {}
 
 
 def _score(path: Path, references: Sequence[Utterance], corpora: Mapping[str, str], field: TextField) -> Score:

@@ -20,7 +20,7 @@ from kidspeech.cli.remote import GpuOpt, Where, train_on_runpod
 if TYPE_CHECKING:
     from kidspeech.run_record import RunResult
 
-DataOpt = Annotated[Path, Option("--data", help="Dataset folder, made by kidspeech prepare.")]
+DataOpt = Annotated[str, Option("--data", help="Dataset folder or s3:// URL, made by kidspeech prepare.")]
 OutOpt = Annotated[Path, Option("--out", help="Run folder; a run that is there is resumed.")]
 DebugOpt = Annotated[bool, Option("--debug", help="Take 100 training and 20 validation clips.")]
 RestartOpt = Annotated[bool, Option("--force-restart", help="Begin anew; a run that is there moves aside to RUN.1.")]
@@ -59,13 +59,16 @@ def train(
 
     load_recipe(recipe, overrides or [])  # a typo should not cost the start of a launcher
     if remote is not None:
+        from kidspeech.remote_folder import local_folder
         from kidspeech.runpod.plan import Order
 
-        order = Order(recipe, data, out, tuple(overrides or ()), debug, force_restart, tuple(gpu or ()), max_hours)
+        with output.progress() as progress:
+            folder = local_folder(data, progress=progress)
+        order = Order(recipe, folder, out, tuple(overrides or ()), debug, force_restart, tuple(gpu or ()), max_hours)
         train_on_runpod(order, detach=detach, yes=yes)
         return
     flags = [flag for flag, given in (("--debug", debug), ("--force-restart", force_restart)) if given]
-    worker = [recipe, "--data", str(data), "--out", str(out), *flags, *(overrides or [])]
+    worker = [recipe, "--data", data, "--out", str(out), *flags, *(overrides or [])]
     _launch([*launcher_options(num_processes), "-m", "kidspeech.train", *worker])
 
 
@@ -122,13 +125,15 @@ def _configured() -> bool:
     return any((home / "accelerate" / f"default_config.{kind}").is_file() for kind in ("yaml", "json"))
 
 
-def _show(result: RunResult, data: Path, out: Path) -> None:
+def _show(result: RunResult, data: str, out: Path) -> None:
+    from kidspeech.remote_folder import local_folder
+
     rows = [[str(entry["step"]), f"{entry['wer']:.4f}", *_groups(entry)] for entry in result.history]
     output.table("WER on the validation children", ["step", "WER", *sorted(result.history[0]["groups"])], rows, to=output.ERR)
     output.note(
         f"before {result.start_wer:.4f}, best {result.best_wer:.4f} at step {result.best_step}, {result.seconds:.0f} s"
     )
-    files = [str(data / "validation.jsonl"), "--audio-dir", "…", "--out", "predictions.jsonl"]
+    files = [str(local_folder(data) / "validation.jsonl"), "--audio-dir", "…", "--out", "predictions.jsonl"]
     output.done("checkpoint", out / "best", shlex.join(["kidspeech", "predict", str(out / "best")]) + " " + " ".join(files))
 
 

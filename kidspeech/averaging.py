@@ -23,8 +23,8 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from kidspeech.checkpoint import STEP, BestInfo, read_best, recipe_of, run_recipe, write_best
 from kidspeech.config import Recipe, as_dict
-from kidspeech.dataset import discarded_on_error
-from kidspeech.errors import CheckpointError, writing
+from kidspeech.errors import CheckpointError
+from kidspeech.folders import written_aside
 from kidspeech.progress import Progress, silent
 from kidspeech.weights import ADAPTER_CONFIG, Adapted, Layout, Weights, write_safetensors
 
@@ -114,13 +114,10 @@ def average(
     for part in parts[1:]:
         _check_same(parts[0], part)
     info = _info(parts, shares)
-    aside = out.with_name(f".{out.name}.tmp")
-    with writing(out), discarded_on_error(aside):
-        aside.mkdir(parents=True)
+    with written_aside(out) as aside:
         _write_weights(aside / "model.safetensors", parts, shares, progress)
         _copy_rest(parts[0], aside, _types(parts))
         write_best(aside, info)
-        aside.replace(out)
     return info
 
 

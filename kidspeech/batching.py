@@ -1,9 +1,10 @@
 """
 Which clips make an optimizer step, and how a step is shared out.
 
-The plan of an epoch is a pure function of the clips' lengths, the seed and the epoch's number. It knows nothing of devices
-or memory, so a run that is resumed, on as many devices or not, goes on with exactly the clips that would have come; and
-since the loss is divided by the targets of the whole step, how a step is cut into micro-batches changes no gradient.
+The plan of an epoch is a pure function of the clips' lengths and weights, the seed and the epoch's number. It knows nothing
+of devices or memory, so a run that is resumed, on as many devices or not, goes on with exactly the clips that would have
+come; and since the loss is divided by the targets of the whole step, how a step is cut into micro-batches changes no
+gradient.
 
     plan_epoch -> steps of about effective_batch, clips of similar length together
     Plan       -> the steps of a whole run, from any of them on
@@ -68,8 +69,8 @@ class Plan:
     The steps of a run.
     """
 
-    def __init__(self, seconds: NDArray[np.float64], settings: Train) -> None:
-        self.seconds, self.settings = seconds, settings
+    def __init__(self, seconds: NDArray[np.float64], weights: NDArray[np.float64] | None, settings: Train) -> None:
+        self.seconds, self.weights, self.settings = seconds, weights, settings
         whole, part = int(settings.epochs), settings.epochs % 1
         steps = sum(len(self._epoch(epoch)) for epoch in range(whole)) + math.ceil(part * len(self._epoch(whole)))
         self.total = settings.max_steps or max(steps, 1)
@@ -88,12 +89,20 @@ class Plan:
             place = 0
 
     def _epoch(self, epoch: int) -> list[Clips]:
-        return plan_epoch(self.seconds, self.settings.effective_batch, seed=self.settings.seed, epoch=epoch)
+        batch, seed = self.settings.effective_batch, self.settings.seed
+        return plan_epoch(self.seconds, batch, seed=seed, epoch=epoch, weights=self.weights)
 
 
-def plan_epoch(seconds: NDArray[np.float64], effective: Batch, *, seed: int, epoch: int) -> list[Clips]:
+def plan_epoch(
+    seconds: NDArray[np.float64],
+    effective: Batch,
+    *,
+    seed: int,
+    epoch: int,
+    weights: NDArray[np.float64] | None = None,
+) -> list[Clips]:
     """
-    Return the steps of one epoch, each an array of clip numbers; every clip stands in exactly one.
+    Return the steps of one epoch, each an array of clip numbers; without weights every clip stands in exactly one.
 
     The clips are shuffled, sorted by length within windows of WINDOW steps, cut, and the steps shuffled again.
 
@@ -102,15 +111,39 @@ def plan_epoch(seconds: NDArray[np.float64], effective: Batch, *, seed: int, epo
         effective: what one step sees.
         seed: of the run.
         epoch: from 0.
+        weights: shape (n,), how often each clip is to come in an epoch, see draws; once where not given.
     """
     random = np.random.default_rng([seed, epoch])
-    order = random.permutation(len(seconds))
+    clips = np.arange(len(seconds))
+    order = random.permutation(clips if weights is None else np.repeat(clips, draws(weights, seed=seed, epoch=epoch)))
     cost = np.ones(len(seconds)) if effective.unit == "clips" else seconds
     windows = _cut(order, cost, effective.amount * WINDOW)
     steps = [
         step for window in windows for step in _cut(window[np.argsort(seconds[window], kind="stable")], cost, effective.amount)
     ]
     return [steps[place] for place in random.permutation(len(steps))]
+
+
+def draws(weights: NDArray[np.float64], *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """
+    Return how often each clip comes in *epoch*, shape (n,).
+
+    A clip of weight w has come floor(w e + u) times after e epochs, with u in [0, 1) its own: 2 is twice each time, 0.5 every
+    other time. The u of the clips of one weight are evenly spaced in a shuffled order, so that every epoch has the same
+    share of them within one clip, and none comes twice more often than another.
+
+    Args:
+        weights: shape (n,), above 0.
+        seed: of the run.
+        epoch: from 0.
+    """
+    random = np.random.default_rng(seed)
+    phase = np.empty(len(weights))
+    for weight in np.unique(weights):
+        alike = np.flatnonzero(weights == weight)
+        phase[random.permutation(alike)] = (np.arange(len(alike)) + 0.5) / len(alike)
+    passed = [np.floor(weights * epochs + phase) for epochs in (epoch, epoch + 1)]
+    return (passed[1] - passed[0]).astype(np.int64)
 
 
 def share(

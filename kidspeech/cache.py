@@ -9,25 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import filelock
-
 from kidspeech.clips import Clip
-from kidspeech.errors import BusyError, writing
+from kidspeech.errors import writing
+from kidspeech.folders import locked
 from kidspeech.progress import Progress
 from kidspeech.shards import UNREAD, Featurizer, Row, read_index
 from kidspeech.workers import compute
-
-
-def default_cache() -> Path:
-    """
-    Return $KIDSPEECH_CACHE, or kidspeech's folder under the user's cache.
-    """
-    return Path(os.environ.get("KIDSPEECH_CACHE") or Path.home() / ".cache" / "kidspeech")
 
 
 class FeatureCache:
@@ -71,26 +61,3 @@ class FeatureCache:
 def _settled(row: Row | None) -> bool:
     # what could not be read may be there again: it is tried anew whenever the dataset is made anew
     return row is not None and not (row.small["problem"] or "").startswith(UNREAD)
-
-
-@contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """
-    Hold a lock that the operating system gives back whatever way this process ends.
-
-    Raises:
-        BusyError: another process holds it.
-        StorageError: the lock file can't be made.
-    """
-    lock = filelock.FileLock(path, blocking=False)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:  # an OSError too, but not one of writing
-            msg = f"another kidspeech is writing {what}; wait until it is done, or choose another folder"
-            raise BusyError(msg) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -275,7 +275,10 @@ def _check_same(run: Path, recipe: Recipe, dataset: str) -> None:
 
 def _changed(then: Recipe, now: Recipe) -> list[str]:
     old, new = as_dict(then), as_dict(now)
-    return [
+    weights = [
+        {name: corpus.weight for name, corpus in recipe.data.corpora.items() if corpus.weight != 1} for recipe in (then, now)
+    ]
+    return [f"weights of data.corpora were {weights[0]}, are {weights[1]}"] * (weights[0] != weights[1]) + [
         f"{section}.{key} was {value}, is {new[section][key]}"
         for section in ("model", "train", "augment", "decode")
         for key, value in old[section].items()

@@ -1,5 +1,6 @@
 """
-The small columns of a prepared dataset in memory, clip by clip; its features stay on disk, unread.
+The small columns of a prepared dataset in memory, clip by clip; its features stay on disk, unread, and copies at another
+speed are left out: they tell nothing new of the corpus.
 
 This reads the Arrow files without `datasets`, whose import with torch's takes longer than the reading.
 """
@@ -21,7 +22,7 @@ from kidspeech.manifest import read_jsonl
 from kidspeech.metrics import normalise
 from kidspeech.progress import Progress, silent
 
-TEXTS = ("utterance_id", "child_id", "age_bucket", "orthographic_text", "md5")
+TEXTS = ("utterance_id", "corpus", "child_id", "age_bucket", "orthographic_text", "md5")
 FIGURES = ("seconds", "sampling_rate", "channels", "peak", "rms", "clipped")
 TOLD_EVERY = 2000  # transcripts
 
@@ -34,7 +35,7 @@ class ClipTable:
     Attributes:
         sides: names of the splits, training first.
         side: which of them a clip belongs to, by number.
-        ids, children, ages, texts, md5s: as in the dataset.
+        ids, corpora, children, ages, texts, md5s: as in the dataset.
         seconds, sampling_rate (Hz), channels, peak, rms, clipped: measured, see kidspeech.arrow_folder.
         said_seconds: length according to the manifest, in seconds; nan where it says none.
         audio_paths: according to the manifest.
@@ -45,6 +46,7 @@ class ClipTable:
     sides: tuple[str, ...]
     side: NDArray[np.int8]
     ids: list[str]
+    corpora: list[str]
     children: list[str]
     ages: list[str]
     texts: list[str]
@@ -90,6 +92,7 @@ def read_clips(folder: Path, progress: Progress = silent) -> ClipTable:
         sides=sides,
         side=np.repeat(np.arange(len(sides), dtype=np.int8), [len(each) for each in tables]),
         ids=texts["utterance_id"],
+        corpora=texts["corpus"],
         children=texts["child_id"],
         ages=texts["age_bucket"],
         texts=texts["orthographic_text"],
@@ -133,7 +136,7 @@ def _read_side(folder: Path) -> pa.Table:
     files = read_object(folder / "state.json").get("_data_files", [])
     columns = [*TEXTS, *FIGURES]
     try:
-        tables = [_small(folder / file["filename"], columns) for file in files]
+        tables = [_recorded(_small(folder / file["filename"], [*columns, "speed"])) for file in files]
     except (OSError, pa.ArrowException, KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
     return pa.concat_tables(tables) if tables else pa.table({name: [] for name in columns})
@@ -143,6 +146,10 @@ def _small(path: Path, columns: Sequence[str]) -> pa.Table:
     # mapped, not read: of the features, 56 kB a clip, only the headers of their batches are touched
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_stream(source).read_all().select(columns)
+
+
+def _recorded(table: pa.Table) -> pa.Table:
+    return table.filter(table.column("speed").to_numpy() == 1).drop_columns(["speed"])
 
 
 def _damaged(path: Path, error: object) -> DatasetError:

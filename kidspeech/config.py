@@ -1,70 +1,42 @@
 """
 Recipes: every setting of kidspeech with its type, its default and its one sentence, defined here and nowhere else.
 
-A recipe is a YAML file of the five sections below. What it leaves out takes the default; what is not a setting is an
+A recipe is a YAML file of the sections of `Recipe`. What it leaves out takes the default; what is not a setting is an
 error. `kidspeech recipe NAME` prints a recipe in full, with these sentences as comments.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, ValidationInfo, field_validator
 
+from kidspeech.data_config import Choose, Corpus, Data, Section, Share
 from kidspeech.errors import RecipeError
+from kidspeech.recipe_file import find_recipe, lay_over, parse_recipe, shipped_recipes
 
-Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """
-    One section of a recipe: strict types, no unknown keys, no change after loading.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=True)
-
-
-class Data(Section):
-    """
-    What `kidspeech prepare` keeps, and which children it sets aside for validation.
-    """
-
-    val_ratio: float = Field(default=0.1, gt=0, le=0.5)
-    """Share of the utterances to validate on; whole children, so the share reached differs a little."""
-    stratify_by: Literal["age_bucket", "session_id"] | None = "age_bucket"
-    """Manifest field whose mix is kept alike on both sides of the split; null for none."""
-    split_tolerance: Share = 0.05
-    """How far the share reached, overall or of an age group, may lie from the one asked for before it is an error."""
-    val_ids: str | None = None
-    """File of utterance ids (one a line) to validate on, instead of drawing children."""
-    drop_val_children: bool = True
-    """With val_ids: drop the other utterances of those children, so that no child is on both sides."""
-    seed: int = 0
-    """Seed of the split."""
-    min_seconds: float = Field(default=0.1, ge=0)
-    """Shorter clips are skipped and listed."""
-    max_seconds: PositiveFloat = 30.0
-    """Longer clips are skipped and listed; Whisper hears 30 s at most, and cutting audio under its whole text misleads it."""
-    max_skipped: Share = 0.02
-    """Share of the utterances that may be unusable before the run stops."""
-    verify: bool = True
-    """Check each file's size and md5 against the manifest, where the manifest has them."""
-    workers: PositiveInt | None = None
-    """Processes that read audio; null for one a core."""
-
-    @field_validator("max_seconds")
-    @classmethod
-    def _above_min(cls, value: float, info: ValidationInfo) -> float:
-        lowest = info.data.get("min_seconds", 0.0)
-        if value <= lowest:
-            msg = f"must be above data.min_seconds ({lowest:g})"
-            raise ValueError(msg)
-        return value
+__all__ = [
+    "Batch",
+    "Choose",
+    "Corpus",
+    "Data",
+    "Decode",
+    "Model",
+    "Recipe",
+    "Section",
+    "Train",
+    "as_dict",
+    "documented",
+    "load_recipe",
+    "override",
+    "shipped_recipes",
+    "validate",
+]
 
 
 class Model(Section):
@@ -241,19 +213,11 @@ class Recipe(Section):
     """
 
     data: Data = Data()
+    choose: Choose = Choose()
     model: Model = Model()
     train: Train = Train()
     augment: Augment = Augment()
     decode: Decode = Decode()
-
-
-class _Loader(yaml.SafeLoader):
-    """
-    YAML with 1e-5 as a number, as everybody writes it and YAML 1.1 does not read it.
-    """
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
 def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -267,8 +231,8 @@ def load_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such recipe; or every unknown key, wrong type and contradiction in it, with dotted paths.
     """
-    source, text = _find(str(name))
-    return _checked(_parse(text, source), overrides, source)
+    source = str(name)
+    return _checked(parse_recipe(find_recipe(source), source, Recipe.model_fields), overrides, source)
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
@@ -279,16 +243,6 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
         RecipeError: every unknown key, wrong type and contradiction.
     """
     return _checked(as_dict(recipe), overrides, "with these overrides")
-
-
-def shipped_recipes() -> dict[str, str]:
-    """
-    Return the text of every recipe that ships with kidspeech, by name.
-    """
-    files = [entry for entry in resources.files("kidspeech.recipes").iterdir() if entry.name.endswith(".yaml")]
-    return {
-        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8") for entry in sorted(files, key=lambda f: f.name)
-    }
 
 
 def validate(tree: Mapping[str, Any]) -> tuple[Recipe | None, list[str]]:
@@ -306,15 +260,10 @@ def documented(recipe: Recipe) -> str:
     Return *recipe* as YAML with every setting, its sentence above it.
     """
     lines: list[str] = []
-    for section, fields in recipe:
+    for section, settings in as_dict(recipe).items():
         lines += [f"{section}:"]
-        for key, field in type(fields).model_fields.items():
-            value = getattr(fields, key)
-            shown = (
-                str(value)
-                if isinstance(value, Batch)
-                else yaml.safe_dump(value, default_flow_style=True).split("\n...")[0].strip()
-            )
+        for key, field in type(getattr(recipe, section)).model_fields.items():
+            shown = yaml.safe_dump(settings[key], default_flow_style=True, width=math.inf).split("\n...")[0].strip()
             lines += [f"  # {field.description}", f"  {key}: {shown}"]
         lines += [""]
     return "\n".join(lines)
@@ -330,59 +279,25 @@ def as_dict(recipe: Recipe) -> dict[str, dict[str, Any]]:
 
 
 def _checked(tree: dict[str, Any], overrides: Iterable[str], source: str) -> Recipe:
-    problems = [problem for override in overrides if (problem := _lay_over(tree, override))]
+    problems = [problem for override in overrides if (problem := lay_over(tree, override))]
     recipe, more = validate(tree)
     if recipe is None or problems:
         raise RecipeError("\n  ".join([f"recipe {source} can't be used:", *problems, *more]))
     return recipe
 
 
-def _find(name: str) -> tuple[str, str]:
-    path = Path(name)
-    if path.is_file():
-        return name, path.read_text(encoding="utf-8")
-    shipped = shipped_recipes()
-    if name in shipped:
-        return name, shipped[name]
-    msg = f"no recipe {name}: there is no such file, and the shipped recipes are {', '.join(shipped)}"
-    raise RecipeError(msg)
-
-
-def _parse(text: str, source: str) -> dict[str, Any]:
-    try:
-        tree = yaml.load(text, Loader=_Loader)  # noqa: S506  _Loader is a SafeLoader
-    except yaml.YAMLError as error:
-        msg = f"recipe {source} is not YAML: {error}"
-        raise RecipeError(msg) from error
-    if not isinstance(tree, dict):
-        msg = f"recipe {source} must hold the sections {', '.join(Recipe.model_fields)}"
-        raise RecipeError(msg)
-    return tree
-
-
-def _lay_over(tree: dict[str, Any], override: str) -> str | None:
-    path, equals, text = override.partition("=")
-    section, dot, key = path.partition(".")
-    if not (equals and dot and key):
-        return f"{override}: overrides read section.key=value, like train.epochs=2"
-    fields = tree.setdefault(section, {})
-    if not isinstance(fields, dict):
-        return f"{section}: must hold settings"
-    try:
-        fields[key] = yaml.load(text, Loader=_Loader)  # noqa: S506
-    except yaml.YAMLError:
-        fields[key] = text
-    return None
-
-
 def _word(location: tuple[int | str, ...], message: str, kind: str) -> str:
     path = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
-        fields = Recipe.model_fields if len(location) == 1 else _fields_of(str(location[0]))
+        fields = _fields_beside(location)
         return f"{path}: no such setting; there are {', '.join(fields)}"
     return f"{path}: {message.removeprefix('Value error, ').removeprefix('Input should be ')}"
 
 
-def _fields_of(section: str) -> Iterable[str]:
-    annotation = Recipe.model_fields[section].annotation
+def _fields_beside(location: tuple[int | str, ...]) -> Iterable[str]:
+    if len(location) == 1:
+        return Recipe.model_fields
+    if len(location) > 2:  # nothing else lies that deep
+        return Corpus.model_fields
+    annotation = Recipe.model_fields[str(location[0])].annotation
     return annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, Section) else ()

@@ -28,6 +28,7 @@ N_FFT = 400  # samples: 25 ms
 HOP = 160  # samples between frames: 10 ms, so 100 frames a second
 FEWEST_FRAMES = 64  # computed, not kept: BLAS adds narrower products up in another order, and the last bit differs
 NO_LENGTH = 2**63 - 1  # samples: libsndfile's SF_COUNT_MAX
+BLOCK = 2**18  # samples read at once where the length is not known
 HIGHEST = 1e6  # float files hold 1 at full scale, some 32,768; far above, what is squared below is no number any more
 LOUDEST = 0.999  # of full scale: a sample from here on counts as clipped
 
@@ -70,7 +71,9 @@ def read_audio(content: bytes, *, max_seconds: float = math.inf) -> Audio:
         raise AudioError("the file is empty")
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            _check_length(file, max_seconds)
+            if file.frames == NO_LENGTH:
+                return _audio(_streamed(content, max_seconds), file.samplerate, announced=0)
+            _check_length(file.frames / file.samplerate, max_seconds)
             frames = file.read(dtype="float32", always_2d=True)
             return _audio(frames, file.samplerate, announced=file.frames)
     except soundfile.LibsndfileError as error:
@@ -151,10 +154,28 @@ def n_frames_of(n_samples: int) -> int:
     return math.ceil((n_samples + N_FFT // 2) / HOP) + 1
 
 
-def _check_length(file: soundfile.SoundFile, max_seconds: float) -> None:
-    if file.frames == NO_LENGTH:
-        raise AudioError("its header does not say how long it is, as of a stream; write it anew with flac or ffmpeg")
-    seconds = file.frames / file.samplerate
+class _Stream(soundfile.SoundFile):
+    """
+    A file whose header does not say how long it is, as FLAC from a pipe: read to its end, where seeking fails.
+    """
+
+    def seekable(self) -> bool:
+        """
+        Return False: after each read SoundFile seeks otherwise.
+        """
+        return False
+
+
+def _streamed(content: bytes, max_seconds: float) -> NDArray[np.float32]:
+    blocks: list[NDArray[np.float32]] = []
+    with _Stream(io.BytesIO(content)) as file:
+        while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+            blocks.append(block)
+            _check_length(sum(map(len, blocks)) / file.samplerate, max_seconds)
+    return np.concatenate(blocks) if blocks else np.zeros((0, 1), np.float32)
+
+
+def _check_length(seconds: float, max_seconds: float) -> None:
     if seconds > max_seconds:  # before decoding: the contest's longest clip has 22 minutes
         msg = f"{seconds:.1f} s long, and the model hears {max_seconds:g} s"
         raise AudioError(msg)

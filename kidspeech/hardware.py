@@ -15,9 +15,9 @@ import torch
 from accelerate import Accelerator
 
 from kidspeech import __version__
-from kidspeech.cache import default_cache
 from kidspeech.config import Recipe, Train
 from kidspeech.errors import writing
+from kidspeech.folders import default_cache
 
 CPU_SECONDS = 240.0  # of audio in a micro-batch on a CPU, where larger ones gain nothing
 TRIALS = (60.0, 180.0)  # seconds of audio whose memory is measured; what a second costs is the slope between them

@@ -5,17 +5,20 @@ From a prepared dataset to batches: lengths in memory, features read from disk w
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from kidspeech.augment import Draws
 from kidspeech.batching import Clips, MicroBatch, Step
 from kidspeech.collate import Collator
+from kidspeech.config import Corpus
+from kidspeech.errors import DatasetError
 from kidspeech.models import IGNORED, BaseASRModel, Batch
 
 FRAMES_PER_SECOND = 100
@@ -27,7 +30,8 @@ class Side:
     """
 
     def __init__(self, side: Dataset, model: BaseASRModel, most: int | None) -> None:
-        self.table = side.data if most is None else _spread(side, most).data
+        self.whole = side.data
+        self.table = self.whole if most is None else _spread(side, most).data
         self.seconds = self.table.column("seconds").to_numpy()
         self.n_frames = self.table.column("n_frames").to_numpy()
         lengths = [len(ids) for ids in self.table.column("labels")]
@@ -41,6 +45,22 @@ class Side:
         Return the seconds of audio that *clips* take as one batch, padding included.
         """
         return len(clips) * model.frames(int(self.n_frames[clips].max()), padded=padded) / FRAMES_PER_SECOND
+
+    def weights(self, corpora: Mapping[str, Corpus]) -> NDArray[np.float64] | None:
+        """
+        Return how often each clip is drawn in an epoch, or None where all are drawn once.
+
+        Raises:
+            DatasetError: a weight is for a corpus that is not in here.
+        """
+        asked = {name: corpus.weight for name, corpus in corpora.items() if corpus.weight != 1}
+        if not asked:
+            return None
+        there = self.whole.column("corpus").unique().to_pylist()
+        if unknown := sorted(set(asked) - set(there)):
+            msg = f"data.corpora.{unknown[0]}.weight: the dataset has no such corpus to train on; it has {', '.join(there)}"
+            raise DatasetError(msg)
+        return np.array([asked.get(name, 1.0) for name in self.texts("corpus")])
 
     def texts(self, column: str) -> list[str]:
         """

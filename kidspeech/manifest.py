@@ -42,6 +42,7 @@ class Utterance:
     audio_duration_sec: float | None = None
     md5_hash: str | None = None
     filesize_bytes: int | None = None
+    corpus: str = ""
 
     def as_line(self) -> dict[str, Any]:
         """
@@ -54,13 +55,16 @@ REQUIRED: tuple[str, ...] = ("utterance_id", "audio_path")
 LABELLED: tuple[str, ...] = (*REQUIRED, "child_id", "orthographic_text")
 
 
-def read_manifest(paths: Path | Sequence[Path], *, required: Sequence[str] = LABELLED) -> list[Utterance]:
+def read_manifest(
+    paths: Path | Sequence[Path], *, required: Sequence[str] = LABELLED, corpora: Mapping[Path, str] | None = None
+) -> list[Utterance]:
     """
     Read one or several manifests as one.
 
     Args:
         paths: JSONL files.
         required: fields every line must have; LABELLED for training, REQUIRED for audio without transcripts.
+        corpora: the corpus of each file; where not given, a line's own field "corpus" says it, or nothing.
 
     Raises:
         ManifestError: with every problem of every file, each with its line.
@@ -68,11 +72,14 @@ def read_manifest(paths: Path | Sequence[Path], *, required: Sequence[str] = LAB
     files = [paths] if isinstance(paths, Path) else list(paths)
     problems: list[str] = []
     utterances: list[Utterance] = []
+    places: list[str] = []
     for path in files:
+        named = {"corpus": corpora[path]} if corpora else {}
         for place, record in read_jsonl(path, problems):
             problems += [f"{place}: {what}" for what in _problems(record, required)]
-            utterances.append(_utterance(record))
-    problems += [f"{name}: the id stands {count} times" for name, count in _repeated(utterances).items()]
+            utterances.append(_utterance(record | named))
+            places.append(place)
+    problems += _repeated(utterances, places)
     if problems:
         raise ManifestError(_report(files, problems))
     if not utterances:
@@ -191,7 +198,13 @@ def _problems(record: Mapping[str, Any], required: Sequence[str]) -> list[str]:
 
 
 def _text(value: Any) -> str | None:
-    return None if isinstance(value, str) else "must be a text"
+    if not isinstance(value, str):
+        return "must be a text"
+    try:  # JSON may spell one half of a character of two ("\\ud800"); neither a file nor Arrow can hold it
+        value.encode()
+    except UnicodeEncodeError:
+        return "holds half a character, which was cut in two when the text was"
+    return None
 
 
 def _bucket(value: Any) -> str | None:
@@ -221,9 +234,13 @@ def _utterance(record: Mapping[str, Any]) -> Utterance:
     return Utterance(**{"utterance_id": "", "audio_path": "", **given})
 
 
-def _repeated(utterances: Iterable[Utterance]) -> dict[str, int]:
+def _repeated(utterances: Sequence[Utterance], places: Sequence[str]) -> Iterator[str]:
     counts = Counter(utterance.utterance_id for utterance in utterances if utterance.utterance_id)
-    return {name: count for name, count in counts.items() if count > 1}
+    found: dict[str, list[str]] = {name: [] for name, count in counts.items() if count > 1}
+    if found:
+        for utterance, place in zip(utterances, places, strict=True):
+            found.get(utterance.utterance_id, []).append(place)
+    return (f"{name}: the id stands {len(here)} times ({'; '.join(here[:3])})" for name, here in found.items())
 
 
 def _report(files: Sequence[Path], problems: Sequence[str]) -> str:

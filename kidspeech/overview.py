@@ -43,9 +43,9 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class AgeGroup:
+class Group:
     """
-    How much there is of an age group: in all, by split, and how many words a second they speak.
+    How much there is of an age group or corpus: in all, by split, and how many words a second they speak.
     """
 
     total: Amount
@@ -105,6 +105,7 @@ class Overview:
     Attributes:
         total, sides: amounts; *sides* by split.
         ages: by age group; groups without a clip are left out.
+        corpora: by corpus, where they have names.
         seconds, words_per_second, rms_dbfs, peak_dbfs: over clips.
         minutes: of speech, over children.
         sampling_rates, channels: number of clips by Hz and by channels of the file.
@@ -119,7 +120,8 @@ class Overview:
 
     total: Amount
     sides: dict[str, Amount]
-    ages: dict[str, AgeGroup]
+    ages: dict[str, Group]
+    corpora: dict[str, Group]
     seconds: Distribution
     words_per_second: Distribution
     rms_dbfs: Distribution
@@ -154,14 +156,15 @@ def overview_of(clips: ClipTable, *, skipped: Mapping[str, int], notes: Sequence
     Return the figures of *clips*.
     """
     everyone = np.ones(len(clips.ids), bool)
-    ages = np.array(clips.ages)
+    ages, corpora = np.array(clips.ages), np.array(clips.corpora)
     present = [age for age in AGE_BUCKETS if (ages == age).any()]
     found = suspicions(clips)
     suspects = [_shown(clips, clip, reasons) for clip, reasons in found.items()]
     return Overview(
         total=_amount(clips, everyone),
         sides=_by_side(clips, everyone),
-        ages={age: _age_group(clips, ages == age) for age in present},
+        ages={age: _group(clips, ages == age) for age in present},
+        corpora={name: _group(clips, corpora == name) for name in sorted({*clips.corpora} - {""})},
         seconds=_over_clips(clips, clips.seconds),
         words_per_second=_over_clips(clips, clips.pace),
         rms_dbfs=_over_clips(clips, decibels(clips.rms), LOUDNESS),
@@ -205,8 +208,8 @@ def _by_side(clips: ClipTable, chosen: NDArray[np.bool_]) -> dict[str, Amount]:
     return {name: _amount(clips, chosen & (clips.side == number)) for number, name in enumerate(clips.sides)}
 
 
-def _age_group(clips: ClipTable, chosen: NDArray[np.bool_]) -> AgeGroup:
-    return AgeGroup(_amount(clips, chosen), _by_side(clips, chosen), distribution({"all": clips.pace[chosen]}))
+def _group(clips: ClipTable, chosen: NDArray[np.bool_]) -> Group:
+    return Group(_amount(clips, chosen), _by_side(clips, chosen), distribution({"all": clips.pace[chosen]}))
 
 
 def _over_clips(clips: ClipTable, values: NDArray[np.float64], bins: tuple[float, float, float] | None = None) -> Distribution:

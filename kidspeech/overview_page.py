@@ -13,7 +13,7 @@ from pathlib import Path
 from kidspeech import __version__, page, plots
 from kidspeech.distribution import TAIL, Distribution
 from kidspeech.manifest import AudioIndex, Utterance
-from kidspeech.overview import AgeGroup, Amount, Overview, Shown
+from kidspeech.overview import Amount, Group, Overview, Shown
 from kidspeech.suspicion import RULES, Rule
 
 LISTED = 150  # suspicious utterances in the table, each rule in its turn
@@ -102,9 +102,10 @@ def _ages(overview: Overview) -> str:
     sides = [f"in {escape(name)}" for name in list(overview.sides)[1:]]
     head = page.head(["", "", "hours", "utterances", "children", *sides], {1: "plot", 3: "more"})
     top = max(group.total.hours for group in overview.ages.values())
-    everyone = {"all": (overview.total, overview.sides)} if len(overview.ages) > 1 else {}
-    amounts = {age: (group.total, group.sides) for age, group in overview.ages.items()}
-    rows = "\n".join(_age(age, *amount, top) for age, amount in (amounts | everyone).items())
+    lines = [_amounts(age, group.total, group.sides, top) for age, group in overview.ages.items()]
+    lines += [_amounts("all", overview.total, overview.sides)] if len(lines) > 1 else []
+    lines += [_amounts(name, group.total, group.sides) for name, group in overview.corpora.items()]
+    rows = "\n".join(lines)
     minutes = _figure("Children by their minutes of speech", overview.minutes)
     return (
         f'<section>\n<h2>Children and hours</h2>\n<p class="soft legend">{_legend(list(overview.sides), lines=False)}</p>\n'
@@ -121,19 +122,19 @@ def _legend(names: Sequence[str], *, lines: bool = True) -> str:
     )
 
 
-def _age(age: str, total: Amount, sides: Mapping[str, Amount], top: float) -> str:
+def _amounts(name: str, total: Amount, sides: Mapping[str, Amount], top: float | None = None) -> str:
     parts = [
-        (f"{name}: {amount.hours:.2f} hours, {amount.children:,} children", amount.hours) for name, amount in sides.items()
+        (f"{side}: {amount.hours:.2f} hours, {amount.children:,} children", amount.hours) for side, amount in sides.items()
     ]
-    plot = plots.stack(parts, top) if age != "all" else ""  # the whole would dwarf its parts
+    plot = plots.stack(parts, top) if top is not None else ""  # the whole would dwarf its parts
     held = "".join(f"<td>{amount.children:,}</td>" for amount in list(sides.values())[1:])
     return (
-        f'<tr><td>{escape(age)}</td><td class="plot">{plot}</td><td>{total.hours:,.2f}</td>'
+        f'<tr><td>{escape(name)}</td><td class="plot">{plot}</td><td>{total.hours:,.2f}</td>'
         f'<td class="more">{total.utterances:,}</td><td>{total.children:,}</td>{held}</tr>'
     )
 
 
-def _pace(ages: Mapping[str, AgeGroup], overall: float) -> str:
+def _pace(ages: Mapping[str, Group], overall: float) -> str:
     paces = [Pace(age, group.pace.median, (group.pace.p5, group.pace.p95)) for age, group in ages.items()]
     axis = plots.axis_of(paces)
     rows = "\n".join(

@@ -20,13 +20,13 @@ import torch
 
 from kidspeech.arrow_folder import Example
 from kidspeech.batching import pack
-from kidspeech.cache import default_cache, locked
 from kidspeech.checkpoint import BestInfo, recipe_of
 from kidspeech.clips import Skipped, locate
 from kidspeech.collate import Collator
 from kidspeech.config import Recipe, as_dict, override
 from kidspeech.errors import writing
 from kidspeech.examples import featurize
+from kidspeech.folders import default_cache, locked
 from kidspeech.loader import FRAMES_PER_SECOND
 from kidspeech.manifest import REQUIRED, Utterance, read_manifest, write_jsonl
 from kidspeech.models import BaseASRModel, create_model

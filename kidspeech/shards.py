@@ -146,9 +146,8 @@ def write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     Raises:
         StorageError: the disk is full or can't be written.
     """
-    columns = {name: [row.get(name) for row in rows] for name in SCHEMA.names[:-1]}
-    arrays = [pa.array(columns[name], SCHEMA.field(name).type) for name in columns]
-    features = list_array([row.get("input_features") for row in rows])
+    arrays = [column([row.get(field.name) for row in rows], field.type) for field in list(SCHEMA)[:-1]]
+    features = list_array([row.get("input_features") for row in rows], pa.float16())
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     with writing(path):
         try:
@@ -160,15 +159,41 @@ def write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> None:
             raise
 
 
-def list_array(values: Sequence[NDArray[np.float16] | None]) -> pa.ListArray:
+def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     """
-    Return an Arrow list column of flat float16 arrays; None becomes null.
+    Return an Arrow column of texts or numbers; None becomes null.
+
+    As pa.array does, without the pandas that pa.array imports: a third of a second in every process.
     """
-    lengths = np.array([0 if value is None else len(value) for value in values])
-    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
-    flat = np.concatenate([value for value in values if value is not None] or [np.zeros(0, np.float16)])
-    mask = pa.array([value is None for value in values])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat, pa.float16()), mask=mask)
+    if kind == pa.string():
+        return _ragged(
+            [None if value is None else np.frombuffer(value.encode(), np.uint8) for value in values], kind, np.uint8
+        )
+    content = np.array([0 if value is None else value for value in values], kind.to_pandas_dtype())
+    return pa.Array.from_buffers(kind, len(values), [_present(values), pa.py_buffer(content)])
+
+
+def list_array(values: Sequence[NDArray[np.generic] | None], kind: pa.DataType) -> pa.Array:
+    """
+    Return an Arrow list column of flat arrays of numbers of *kind*; None becomes null.
+    """
+    return _ragged(values, pa.list_(kind), kind.to_pandas_dtype())
+
+
+def _ragged(values: Sequence[NDArray[Any] | None], kind: pa.DataType, element: type[np.generic]) -> pa.Array:
+    lengths = np.array([0 if value is None else len(value) for value in values], np.int64)
+    offsets = pa.py_buffer(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
+    flat = np.concatenate([value for value in values if value is not None] or [np.zeros(0, element)])
+    buffer = pa.py_buffer(np.ascontiguousarray(flat, element))
+    if kind == pa.string():
+        return pa.Array.from_buffers(kind, len(values), [_present(values), offsets, buffer])
+    inner = pa.Array.from_buffers(kind.value_type, len(flat), [None, buffer])
+    return pa.Array.from_buffers(kind, len(values), [_present(values), offsets], children=[inner])
+
+
+def _present(values: Sequence[Any]) -> pa.Buffer | None:
+    there = np.array([value is not None for value in values], bool)
+    return None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
 
 
 def read_index(path: Path) -> Iterator[tuple[Clip, Row]]:

@@ -30,12 +30,12 @@ from transformers import get_scheduler
 
 from kidspeech.augment import Augmentation
 from kidspeech.batching import MicroBatch, Plan, Step, share
-from kidspeech.cache import default_cache, locked
 from kidspeech.checkpoint import TrainState, latest, open_run, rotate, step_folder
 from kidspeech.config import Recipe
 from kidspeech.dataset import Prepared, load_dataset
 from kidspeech.ema import WeightAverage
 from kidspeech.errors import StoppedError, TrainingError
+from kidspeech.folders import default_cache, locked
 from kidspeech.hardware import batch_seconds, between_cpus, compiles, precision
 from kidspeech.loader import Batches, Side, feed
 from kidspeech.meter import Meter
@@ -52,7 +52,7 @@ DEBUG_CLIPS = (100, 20)  # of training and validation, with --debug
 
 def train(
     recipe: Recipe,
-    data: Path,
+    data: Path | str,
     run: Path,
     *,
     debug: bool = False,
@@ -64,8 +64,8 @@ def train(
     Train what *recipe* says on a prepared dataset, from the newest checkpoint in *run* if there is one.
 
     Args:
-        recipe: sections model, train, augment and decode are used.
-        data: folder that kidspeech prepare made.
+        recipe: all sections but choose are used.
+        data: folder or fsspec URL that kidspeech prepare made.
         run: run folder; see kidspeech.checkpoint for what is in it.
         debug: take 100 training and 20 validation clips.
         force_restart: move a run that is there aside and begin anew.
@@ -85,7 +85,7 @@ def train(
     )
     main = accelerator.is_main_process
     model = create_model(recipe.model)
-    train_side, val_side, prepared = load_dataset(data, model)
+    train_side, val_side, prepared = load_dataset(data, model, progress if main else silent)
     with _one_at_a_time(run, main=main):
         with accelerator.main_process_first():
             open_run(run, recipe, _dataset_key(prepared, debug=debug), force_restart=force_restart and main)
@@ -138,7 +138,7 @@ class Job:
         with self.accelerator.main_process_first():  # it makes the features of the noise, the others read them
             self.augment = self._augmentation()
         self.batches = Batches(self.train_side, self.model, self.augment.draws(settings.seed))
-        self.plan = Plan(self.train_side.seconds, settings)
+        self.plan = Plan(self.train_side.seconds, self.train_side.weights(self.recipe.data.corpora), settings)
         groups = _parameter_groups(self.model.network, settings.weight_decay)
         self.optimizer = AdamW(groups, lr=settings.learning_rate, fused=True)
         warmup = min(settings.warmup_steps, math.ceil(self.plan.total / 10))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies
 
-from kidspeech.batching import Clips, pack, plan_epoch, share
+from kidspeech.batching import Clips, draws, pack, plan_epoch, share
 from kidspeech.config import Batch
 
 pytestmark = pytest.mark.unit
@@ -27,6 +27,50 @@ def test_every_clip_stands_in_exactly_one_step(seconds: np.ndarray, effective: B
 
     assert sorted(np.concatenate(steps)) == list(range(len(seconds)))
     assert all(len(step) for step in steps)
+
+
+@settings(deadline=None)
+@given(
+    strategies.lists(strategies.sampled_from([0.1, 0.5, 1.0, 1.5, 2.0]) | strategies.floats(0.01, 5), min_size=1).map(np.array)
+)
+def test_a_weight_is_how_often_a_clip_comes(weights: np.ndarray) -> None:
+    """
+    After any number of epochs each clip has come its weight times that number, within one; so have those of one weight.
+    """
+    passed = np.zeros(len(weights))
+    for epoch in range(7):
+        passed += draws(weights, seed=5, epoch=epoch)
+        assert (abs(passed - weights * (epoch + 1)) < 1 + 1e-9).all()
+        for weight in np.unique(weights):
+            alike = weights == weight
+            assert abs(passed[alike].sum() - weight * (epoch + 1) * alike.sum()) <= 1 + 1e-6
+
+
+@settings(deadline=None)
+@given(lengths, batches, strategies.integers(0, 9))
+def test_weights_change_what_is_drawn_and_nothing_else(seconds: np.ndarray, effective: Batch, epoch: int) -> None:
+    """
+    Weights of one are no weights; others put each clip into the steps as often as it is drawn, each time by the same seed.
+    """
+    plan = [
+        plan_epoch(seconds, effective, seed=3, epoch=epoch, weights=weights)
+        for weights in (None, np.ones(len(seconds)), np.full(len(seconds), 2.0))
+    ]
+    assert [step.tolist() for step in plan[0]] == [step.tolist() for step in plan[1]]
+    assert np.bincount(np.concatenate(plan[2])).tolist() == [2] * len(seconds)
+
+
+def test_half_a_corpus_is_a_fresh_half_each_epoch() -> None:
+    """
+    Two epochs of a corpus of weight 0.5 hold each of its clips once, and the other corpus' clips twice.
+    """
+    weights = np.array([0.5] * 300 + [1.0] * 100)
+    seconds = np.random.default_rng(0).uniform(1, 9, 400)
+    batch = Batch(amount=20, unit="clips")
+    plans = [np.concatenate(plan_epoch(seconds, batch, seed=3, epoch=epoch, weights=weights)) for epoch in (0, 1)]
+
+    assert [np.sum(plan < 300) for plan in plans] == [150, 150]
+    assert np.bincount(np.concatenate(plans)).tolist() == [1] * 300 + [2] * 100
 
 
 @settings(deadline=None)

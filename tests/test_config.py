@@ -65,7 +65,7 @@ def test_all_mistakes_are_reported_together_with_dotted_paths() -> None:
         "model.random: contradicts model.pretrained",
         "data.max_seconds: must be above data.min_seconds",
         "train.effective_batch",
-        "modle: no such setting; there are data, model, train, augment, decode",
+        "modle: no such setting; there are data, choose, model, train, augment, decode",
         "nonsense: overrides read section.key=value",
     ):
         assert path in message
@@ -88,6 +88,22 @@ def test_a_file_that_is_no_recipe_is_refused_by_name(text: str, tmp_path: Path) 
     path.write_text(text, encoding="utf-8")
 
     with pytest.raises(RecipeError, match=r"mine\.yaml"):
+        load_recipe(path)
+
+
+def test_corpora_are_checked_as_deep_as_they_go(tmp_path: Path) -> None:
+    """
+    A typo in a corpus is told like any other, an override reaches into one, and a name that stands twice is refused.
+    """
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {corpora: {mine: {manifests: [a.jsonl]}}}", encoding="utf-8")
+
+    assert load_recipe(path, ["data.corpora.mine.weight=0.5"]).data.corpora["mine"].weight == 0.5
+    assert load_recipe(path, ["data.corpora.mine.weight=0.5"]) == override(load_recipe(path), ["data.corpora.mine.weight=0.5"])
+    with pytest.raises(RecipeError, match=r"mine.manifest: no such setting; there are manifests, audio_dirs, weight"):
+        load_recipe(path, ["data.corpora.mine.manifest=x"])
+    path.write_text("data: {corpora: {mine: {manifests: [a.jsonl]}, mine: {manifests: [b.jsonl]}}}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="a key stands twice"):
         load_recipe(path)
 
 

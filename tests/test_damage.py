@@ -91,6 +91,13 @@ def total(samples: int) -> Callable[[Path], object]:
     return altered(change)
 
 
+def streamed(content: bytearray) -> bytearray:
+    """
+    Return FLAC as an encoder writes it into a pipe: the header announces nothing.
+    """
+    return content[:21] + bytes([content[21] & 0xF0, 0, 0, 0, 0]) + content[26:]
+
+
 def zipped(path: Path) -> None:
     """
     Make a zip archive.
@@ -158,7 +165,9 @@ KINDS: dict[str, Kind] = {
     "announces_more": Kind(total(20_000), "audio "),
     "announces_far_more": Kind(total(2**36 - 1), "audio "),
     "announces_less": Kind(total(8_000), facts=(0.5, 16_000, 1)),
-    "announces_nothing": Kind(total(0), "audio its header does not say how long"),
+    "announces_nothing": Kind(total(0)),
+    "announces_nothing_and_is_cut": Kind(altered(lambda whole: streamed(whole)[: len(whole) // 2]), NO_AUDIO),
+    "announces_nothing_and_is_long": Kind(altered(lambda whole: streamed(whole), samples=np.zeros(16_000 * 31)), "audio 3"),
     "wav_announces_more": Kind(put((10**6).to_bytes(4, "little"), 40, kind="WAV", subtype="PCM_16")),
     "vanishes": Kind(audio(), "audio can't be read: No such file"),
     "grows": Kind(audio(), "audio can't be read: it changed"),

@@ -20,11 +20,11 @@ import soundfile
 from transformers import WhisperFeatureExtractor
 
 from kidspeech import shards
-from kidspeech.cache import locked
 from kidspeech.config import Recipe, load_recipe
 from kidspeech.dataset import Prepared, build_dataset, load_dataset
 from kidspeech.errors import BusyError, DatasetError, ManifestError, SplitError, StorageError
 from kidspeech.features import read_audio
+from kidspeech.folders import locked
 from kidspeech.models import create_model
 
 from corpora import END, NO_TIMESTAMPS, Corpus, Record, make_corpus, tone

@@ -80,6 +80,17 @@ def test_all_problems_come_in_one_message_with_their_lines(tmp_path: Path) -> No
         assert place in message
 
 
+@pytest.mark.parametrize("field", ["orthographic_text", "utterance_id", "child_id", "audio_path"])
+def test_half_a_character_is_refused_with_its_line(field: str, tmp_path: Path) -> None:
+    """
+    JSON can spell a lone surrogate, and nothing that is written later can hold it; a whole pair is one character.
+    """
+    whole = json.dumps(LINE | {field: "red \U0001f388"})
+    read_manifest(write(tmp_path / "whole.jsonl", whole))
+    with pytest.raises(ManifestError, match=rf"m.jsonl, line 2: {field} 'red .ud83c' holds half a character"):
+        read_manifest(write(tmp_path / "m.jsonl", LINE, whole.replace("\\udf88", "").replace("U_1", "U_2")))
+
+
 def test_many_problems_are_counted_not_printed(tmp_path: Path) -> None:
     """
     Ten thousand broken lines do not fill the terminal.

@@ -45,6 +45,7 @@ def table(**columns: list[object]) -> ClipTable:
     }
     lists = {
         "ids": [f"u{number}" for number in range(6)],
+        "corpora": [""] * 6,
         "children": ["A", "A", "B", "B", "B", "C"],
         "ages": ["5-7", "5-7", "8-11", "8-11", "8-11", "5-7"],
         "texts": texts,
@@ -104,7 +105,8 @@ def test_what_lies_beyond_a_histogram_is_in_its_last_bins() -> None:
     seconds, rms = np.linspace(1, 5, 1200), np.full(1200, 0.1)
     seconds[7], rms[7] = 3600.0, 0.0
     lists = {
-        name: getattr(table(), name) * 200 for name in ("ids", "children", "ages", "texts", "md5s", "audio_paths", "normal")
+        name: getattr(table(), name) * 200
+        for name in ("ids", "corpora", "children", "ages", "texts", "md5s", "audio_paths", "normal")
     }
     found = overview_of(
         ClipTable(("train", "validation"), **many, **lists, seconds=seconds, rms=rms, said_seconds=seconds), skipped={}

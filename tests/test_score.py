@@ -300,6 +300,16 @@ def test_files_are_corpora(files, tmp_path, capsys):
 
 
 @pytest.mark.integration
+def test_a_manifest_that_names_corpora_is_scored_by_them(files, tmp_path, capsys):
+    """DATA/validation.jsonl of a dataset of several corpora tells which clip is of which."""
+    lines = [json.loads(line) for line in Path(files[1]).read_text().splitlines()]
+    named = write(tmp_path / "named.jsonl", [line | {"corpus": "ab"[line["utterance_id"] == "u1"]} for line in lines])
+    assert leave("score", files[0], str(named), "--json") == 0
+    groups = json.loads(capsys.readouterr().out)["by"]["corpus"]
+    assert {row["name"]: row["clips"] for row in groups} == {"b": 1, "a": 3}
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -37,45 +37,59 @@ class WhisperModel(BaseASRModel):
     """
 
     @cached_property
-    def processor(self) -> transformers.WhisperProcessor:
+    def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
         """
-        Tokenizer and feature extractor, with the prompt's language and task set.
+        The tokenizer, with the prompt's language and task set.
 
         Raises:
             CheckpointError: the recipe's folder or Hub id has none.
             RecipeError: model.language does not fit the vocabulary.
         """
         if self.config.random is not None:
-            tokenizer = english_tokenizer(self.config.random.get("vocab_size", WHOLE))
-            return transformers.WhisperProcessor(transformers.WhisperFeatureExtractor(), tokenizer)
-        try:
-            processor = transformers.WhisperProcessor.from_pretrained(self.config.pretrained)
-        except (OSError, ValueError, TypeError) as error:
-            raise _no_checkpoint(self.config.pretrained, error) from error
-        return _prompted(processor, self.config.language)
+            return english_tokenizer(self.config.random.get("vocab_size", WHOLE))
+        return _prompted(self._read(transformers.WhisperTokenizer), self.config.language)
+
+    @cached_property
+    def extractor(self) -> transformers.WhisperFeatureExtractor:
+        """
+        The feature extractor.
+
+        Raises:
+            CheckpointError: the recipe's folder or Hub id has none.
+        """
+        if self.config.random is not None:
+            return transformers.WhisperFeatureExtractor()
+        _ = self.tokenizer  # a language that does not fit is told before any audio is read
+        return self._read(transformers.WhisperFeatureExtractor)
+
+    @cached_property
+    def processor(self) -> transformers.WhisperProcessor:
+        """
+        Tokenizer and feature extractor as one. Preparing does without: importing its class takes two seconds.
+        """
+        return transformers.WhisperProcessor(self.extractor, self.tokenizer)
 
     @cached_property
     def featurizer(self) -> LogMel:
         """
         Log-mel spectrograms with as many bands as the checkpoint's feature extractor.
         """
-        extractor = self.processor.feature_extractor
-        filters = np.ascontiguousarray(extractor.mel_filters.T, dtype=np.float32)
-        return LogMel(filters, max_seconds=float(extractor.chunk_length))
+        filters = np.ascontiguousarray(self.extractor.mel_filters.T, dtype=np.float32)
+        return LogMel(filters, max_seconds=float(self.extractor.chunk_length))
 
     @cached_property
     def prompt(self) -> list[int]:
         """
         The ids decoding starts from: start of transcript, language and task where there are several, no timestamps.
         """
-        return list(self.processor.tokenizer.prefix_tokens)
+        return list(self.tokenizer.prefix_tokens)
 
     @property
     def label_settings(self) -> dict[str, Any]:
         """
         The vocabulary and the prompt.
         """
-        vocabulary = "\n".join(sorted(self.processor.tokenizer.get_vocab()))
+        vocabulary = "\n".join(sorted(self.tokenizer.get_vocab()))
         return {"vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest()[:12], "prompt": self.prompt}
 
     @cached_property
@@ -92,8 +106,8 @@ class WhisperModel(BaseASRModel):
         The text is tokenised with the space before it that Whisper was trained with.
         """
         spaced = [f" {text.strip()}" for text in texts]
-        tokens = self.processor.tokenizer(spaced, add_special_tokens=False).input_ids if spaced else []
-        return [[*self.prompt[1:], *ids, self.processor.tokenizer.eos_token_id] for ids in tokens]
+        tokens = self.tokenizer(spaced, add_special_tokens=False).input_ids if spaced else []
+        return [[*self.prompt[1:], *ids, self.tokenizer.eos_token_id] for ids in tokens]
 
     def n_targets(self, n_labels: int) -> int:
         """
@@ -186,6 +200,12 @@ class WhisperModel(BaseASRModel):
         window = int(self.processor.feature_extractor.nb_max_frames)
         return window if padded else min(math.ceil(longest / FRAME_STEP) * FRAME_STEP, window)
 
+    def _read(self, kind: Any) -> Any:
+        try:
+            return kind.from_pretrained(self.config.pretrained)
+        except (OSError, ValueError, TypeError) as error:
+            raise _no_checkpoint(self.config.pretrained, error) from error
+
     def _new(self, rates: dict[str, float]) -> transformers.WhisperForConditionalGeneration:
         sizes = self.config.random or {}
         unknown = sorted(set(sizes) - set(transformers.WhisperConfig().to_dict()))
@@ -256,15 +276,15 @@ def length_caps(caps: torch.Tensor) -> Callable[..., torch.Tensor]:
     return lambda input_ids, *_, **__: input_ids.shape[1] >= caps.repeat_interleave(len(input_ids) // len(caps))
 
 
-def _prompted(processor: transformers.WhisperProcessor, language: str | None) -> transformers.WhisperProcessor:
-    multilingual = processor.tokenizer.eos_token_id == MULTILINGUAL_END
+def _prompted(tokenizer: transformers.PreTrainedTokenizerBase, language: str | None) -> transformers.PreTrainedTokenizerBase:
+    multilingual = tokenizer.eos_token_id == MULTILINGUAL_END
     if multilingual != (language is not None):
         word = 'give the language, like "en"' if multilingual else "this checkpoint knows English only; leave it out"
         msg = f"model.language: {word}"
         raise RecipeError(msg)
     if multilingual:
-        processor.tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)
-    return processor
+        tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)
+    return tokenizer
 
 
 def _no_checkpoint(source: str | None, error: Exception) -> CheckpointError:
