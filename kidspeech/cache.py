@@ -18,8 +18,10 @@ import filelock
 
 from kidspeech.clips import Clip
 from kidspeech.errors import BusyError, writing
+from kidspeech.features import Featurizer
 from kidspeech.progress import Progress
-from kidspeech.shards import UNREAD, Featurizer, Row, read_index
+from kidspeech.reading import UNREAD
+from kidspeech.shards import Row, read_index
 from kidspeech.workers import compute
 
 

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[set[str]] = [
     {"errors", "progress", "distribution"},
     {"config", "manifest"},
-    {"features", "metrics", "split", "demo", "clips"},
-    {"shards", "plots", "page", "batching"},
+    {"features", "metrics", "split", "demo", "clips", "processes"},
+    {"reading", "shards", "plots", "page", "batching"},
     {"workers", "report", "models", "clip_table"},
     {"cache", "collate", "arrow_folder", "suspicion"},
     {"examples", "loader", "checkpoint", "overview"},

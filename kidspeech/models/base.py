@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kidspeech.config import Decode, Model
-from kidspeech.shards import Featurizer
+from kidspeech.features import Featurizer
 
 Batch = dict[str, Any]
 """
