@@ -1,7 +1,5 @@
 """
 Which utterances of a manifest can be used: its file is there and whole, its text fits; the others are named with a reason.
-
-Training and prediction both come through here.
 """
 
 from __future__ import annotations
@@ -29,8 +27,6 @@ def featurize(
     data: Data,
     cache: Path,
     progress: Progress,
-    *,
-    labelled: bool = True,
 ) -> tuple[list[Example], list[Skipped]]:
     """
     Return an example for every utterance that can be used, and the others with the reason.
@@ -42,19 +38,17 @@ def featurize(
         data: limits on length, whether to verify, number of workers.
         cache: folder of the feature cache.
         progress: told of the work.
-        labelled: make labels, and skip utterances whose text makes none.
     """
     found = [utterance for utterance in utterances if utterance.utterance_id in clips]
     workers = data.workers or os.cpu_count() or 1
     rows = FeatureCache(cache, model.featurizer).rows([clips[u.utterance_id] for u in found], progress, workers)
-    texts = [utterance.orthographic_text for utterance in found] if labelled else []
-    all_labels = _labels(texts, model) if labelled else [[] for _ in found]
+    all_labels = _labels([utterance.orthographic_text for utterance in found], model)
     examples: list[Example] = []
     skipped: list[Skipped] = []
     most = model.max_labels
     for utterance, row, labels in zip(found, rows, all_labels, strict=True):
         reason = audio_problem(utterance, row.small, data)
-        reason = reason or (_text_problem(utterance, labels, most) if labelled else None)
+        reason = reason or _text_problem(utterance, labels, most)
         if reason is None:
             examples.append(Example(utterance, row, labels))
         else:

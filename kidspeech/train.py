@@ -244,7 +244,8 @@ class Job:
     def _transcribe(self) -> list[str]:
         side, settings, padded = self.val_side, self.recipe.decode, self._context() == "padded"
         order = np.argsort(-side.seconds, kind="stable")[self.accelerator.process_index :: self.accelerator.num_processes]
-        batches = pack(order, lambda clips: side.padded_seconds(clips, self.model, padded=padded), settings.batch_seconds)
+        limit = settings.seconds_at_once()
+        batches = pack(order, lambda clips: side.padded_seconds(clips, self.model, padded=padded), limit)
         made: list[tuple[int, str]] = []
         self.model.network.eval()
         for clips in batches:

@@ -17,11 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS: list[set[str]] = [
     {"errors", "progress", "distribution"},
     {"config", "manifest"},
-    {"features", "metrics", "split", "demo", "clips", "processes"},
+    {"features", "metrics", "split", "demo", "clips", "processes", "guards"},
     {"reading", "shards", "plots", "page", "batching"},
-    {"workers", "report", "models", "clip_table"},
+    {"workers", "report", "models", "clip_table", "read_ahead"},
     {"cache", "collate", "arrow_folder", "suspicion"},
-    {"examples", "loader", "checkpoint", "overview"},
+    {"examples", "loader", "checkpoint", "overview", "transcribe"},
     {"dataset", "run_record", "overview_page"},
     {"train", "predict"},
 ]
