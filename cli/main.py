@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kidspeech import __version__
-from kidspeech.cli import demo, inspect, output, predict, prepare, recipe, runpod, score, train
+from kidspeech.cli import demo, inspect, output, predict, prepare, recipe, runpod, score, submit, train
 from kidspeech.errors import InputError, KidspeechError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ app.command()(inspect.inspect)
 app.command()(train.train)
 app.command()(predict.predict)
 app.command()(score.score)
+app.command()(submit.submit)
 app.command()(recipe.recipe)
 app.command()(demo.demo)
 app.command(hidden=True)(train.train_worker)

@@ -12,6 +12,7 @@ Everything kidspeech raises on purpose.
     │   ├── DatasetError      a prepared dataset: missing, unfinished, too much skipped, made for something else
     │   ├── CheckpointError   a run or checkpoint folder: missing, unfinished, of another kind
     │   ├── ScoreError        predictions and references that don't belong together
+    │   ├── SubmissionError   a submission that is none, or that the contest would not take
     │   └── SettingsError     .runpod.env: missing, incomplete, contradictory
     ├── BusyError             another process is working in this folder
     ├── StorageError          the disk is full or can't be written
@@ -84,6 +85,12 @@ class CheckpointError(InputError):
 class ScoreError(InputError):
     """
     Predictions and references don't belong together.
+    """
+
+
+class SubmissionError(InputError):
+    """
+    A submission is none, or the contest would not take it.
     """
 
 

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"cache", "collate", "arrow_folder", "suspicion"},
     {"examples", "loader", "checkpoint", "overview", "transcribe"},
     {"dataset", "run_record", "overview_page"},
-    {"train", "predict"},
+    {"train", "predict", "submission", "submission_main"},
 ]
 UPWARDS = {("train", "cli")}  # `python -m kidspeech.train` is the command line in a launched process; nobody else imports it
 

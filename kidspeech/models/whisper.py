@@ -25,7 +25,7 @@ from kidspeech.features import LogMel
 from kidspeech.guards import Decoded
 from kidspeech.models.base import IGNORED, BaseASRModel, Batch
 from kidspeech.models.whisper_decoding import GreedyDecoder
-from kidspeech.models.whisper_vocabulary import WHOLE, english_tokenizer
+from kidspeech.models.whisper_vocabulary import WHOLE, english_tokenizer, for_4_and_5
 
 FRAME_STEP = 32  # a trimmed batch has a multiple of this many frames (0.32 s): few shapes, little padding
 MULTILINGUAL_END = 50257  # <|endoftext|> of multilingual checkpoints; English-only ones have GPT-2's 50256
@@ -191,6 +191,8 @@ class WhisperModel(BaseASRModel):
         """
         self.unwrapped().save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        path = folder / "tokenizer_config.json"
+        path.write_text(for_4_and_5(path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def frames(self, longest: int, *, padded: bool) -> int:
         """
