@@ -17,6 +17,7 @@ Everything kidspeech raises on purpose.
     ├── BusyError             another process is working in this folder
     ├── StorageError          the disk is full or can't be written
     ├── TrainingError         the run can't go on: the loss is not finite, or a process died
+    ├── HubError              the Hugging Face Hub refused, or can't be reached
     └── RemoteError           something between here and the pod; the message says what still costs money
         ├── ApiError          RunPod's API refused or did not answer; carries the HTTP status
         ├── CapacityError     no data centre has the GPUs, or the host of a stopped pod is full
@@ -115,6 +116,12 @@ class StorageError(KidspeechError):
 class TrainingError(KidspeechError):
     """
     The run can't go on.
+    """
+
+
+class HubError(KidspeechError):
+    """
+    The Hugging Face Hub refused, or can't be reached.
     """
 
 

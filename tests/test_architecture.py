@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"cache", "collate", "arrow_folder", "suspicion"},
     {"examples", "loader", "checkpoint", "overview", "transcribe"},
     {"dataset", "run_record", "overview_page"},
-    {"train", "predict", "submission", "submission_main"},
+    {"train", "predict", "submission", "submission_main", "export", "hub"},
 ]
 UPWARDS = {("train", "cli")}  # `python -m kidspeech.train` is the command line in a launched process; nobody else imports it
 
