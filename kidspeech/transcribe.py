@@ -20,12 +20,12 @@ import torch
 
 from kidspeech.batching import pack
 from kidspeech.clips import Clip
-from kidspeech.collate import Collator
+from kidspeech.collate import Collator, with_silence
 from kidspeech.config import Recipe
 from kidspeech.features import HOP, SAMPLE_RATE, n_frames_of
 from kidspeech.guards import Transcript
 from kidspeech.manifest import Utterance
-from kidspeech.models import BaseASRModel
+from kidspeech.models import BaseASRModel, Batch
 from kidspeech.read_ahead import read_ahead
 from kidspeech.reading import audio_problem, seconds_of
 
@@ -148,12 +148,19 @@ def in_pieces(rows: Sequence[Mapping[str, Any]], model: BaseASRModel, recipe: Re
     """
     if not rows:
         return []
-    collate = Collator(model.featurizer.rows, lambda longest: model.frames(longest, padded=is_padded(recipe)))
     try:
-        return [*model.transcribe(collate(rows), recipe.decode)]
+        return [*model.transcribe(_batch(rows, model, recipe), recipe.decode)]
     except torch.OutOfMemoryError:
         if len(rows) == 1:
             return [None]
     torch.cuda.empty_cache()  # outside the except: the error holds the frames that hold the memory
     half = len(rows) // 2
     return [*in_pieces(rows[:half], model, recipe), *in_pieces(rows[half:], model, recipe)]
+
+
+def _batch(rows: Sequence[Mapping[str, Any]], model: BaseASRModel, recipe: Recipe) -> Batch:
+    batch = Collator(model.featurizer.rows, lambda longest: model.frames(longest, padded=False))(rows)
+    weights = next(model.network.parameters())
+    features = batch["input_features"].to(weights.device, weights.dtype)
+    frames = model.frames(features.shape[2], padded=is_padded(recipe))
+    return batch | {"input_features": with_silence(features, frames)}

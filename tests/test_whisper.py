@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch.nn import functional
 
-from kidspeech.collate import Collator
+from kidspeech.collate import Collator, with_silence
 from kidspeech.config import Decode, Model, load_recipe
 from kidspeech.errors import CheckpointError, RecipeError
 from kidspeech.features import read_audio
@@ -124,6 +124,18 @@ def test_padding_is_silence_and_labels_are_ignored() -> None:
 
     assert (batch["input_features"][2, :, 70:] == batch["input_features"][2, :, :70].min()).all()
     assert (batch["labels"][0] == IGNORED).sum() == len(model.labels(TEXTS)[2]) - len(model.labels(TEXTS)[0])
+
+
+@pytest.mark.unit
+def test_silence_added_on_the_device_is_the_collators() -> None:
+    """
+    To the bit, whether a clip was already padded within its batch or not.
+    """
+    model = tiny()
+    trimmed, padded = (batch_of(model, padded=padded)["input_features"] for padded in (False, True))
+
+    assert torch.equal(with_silence(trimmed, 3000), padded)
+    assert torch.equal(with_silence(trimmed, trimmed.shape[2]), trimmed)
 
 
 @pytest.mark.unit

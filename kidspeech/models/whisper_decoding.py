@@ -60,7 +60,8 @@ class Slots:
     place: Tensor
     """Shape (1,): the position whose token is read; the next one is written."""
     graph: torch.cuda.CUDAGraph | None = None
-    used: int = 0
+    warm: bool = False
+    """Whether a step has run as it is, which has kernels chosen and loaded before one is recorded."""
 
 
 class GreedyDecoder:
@@ -96,6 +97,7 @@ class GreedyDecoder:
         self._recorded: dict[Layout, Slots] = {}
         self._storage: dict[str, Tensor] = {}
         self._memory: Any = None
+        self._stream: Any = None
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not read by mypy here
     def __call__(self, encoded: Tensor, caps: Sequence[int]) -> list[list[int]]:
@@ -137,7 +139,6 @@ class GreedyDecoder:
         slots.ids[:, :first] = self.prompt
         slots.last.copy_(torch.tensor(caps) + (first - 1))
         slots.finished.zero_()
-        slots.used += 1
         return slots
 
     def _new_slots(self, layout: Layout, like: Tensor) -> Slots:
@@ -162,8 +163,9 @@ class GreedyDecoder:
         size = torch.Size(shape).numel()
         if name not in self._storage or len(self._storage[name]) < size:
             self._recorded.clear()  # their graphs write into the old piece
+            self._memory = None
             self._storage.pop(name, None)
-            self._storage[name] = torch.zeros(size, dtype=like.dtype, device=like.device)
+            self._storage[name] = torch.zeros(size + size // 8, dtype=like.dtype, device=like.device)
         return self._storage[name][:size].view(shape)
 
     def _fill_cross(self, slots: Slots, encoded: Tensor) -> None:
@@ -173,20 +175,28 @@ class GreedyDecoder:
             slots.cross_values[number].copy_(self._split(attention.v_proj(encoded)))
 
     def _advance(self, slots: Slots) -> None:
-        if self.graphs and slots.graph is None and slots.used > 1:  # a shape that came back, so recording it will pay
+        if self.graphs and slots.warm and slots.graph is None:
             slots.graph = self._record(slots)
         if slots.graph is not None:
             slots.graph.replay()
         else:
             self._step(slots)
+            slots.warm = True
 
     def _record(self, slots: Slots) -> torch.cuda.CUDAGraph:
-        # records and runs nothing; the batch before, of the same shape, was the warm-up. All graphs share the memory of what
-        # lies between their kernels: they run one after the other, and all that outlives a step is in the slots
+        # Runs nothing, and costs about two steps: torch.cuda.graph would also hand the free memory back each time, for the
+        # next encoder to ask for again. All graphs share the memory of what lies between their kernels: they run one after
+        # the other, and all that outlives a step is in the slots.
+        if self._memory is None:
+            self._memory, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
         graph = torch.cuda.CUDAGraph()
-        self._memory = self._memory or torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._memory):
-            self._step(slots)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")  # other threads may use the device
+            try:
+                self._step(slots)
+            finally:
+                graph.capture_end()
         return graph
 
     def _step(self, slots: Slots) -> None:
