@@ -35,6 +35,14 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def container(session: nox.Session) -> None:
+    """
+    Make .nox/container, a virtual environment with the contest container's versions, in which test_submission runs a zip.
+    """
+    session.install("-r", "tests/container.txt")
+
+
+@nox.session
 def test(session: nox.Session) -> None:
     """
     Run the tests but the trainings on a played pod; arguments after -- go to pytest, like -m "not slow".

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kidspeech import __version__
-from kidspeech.cli import average, demo, inspect, output, predict, prepare, recipe, runpod, score, train
+from kidspeech.cli import average, demo, export, inspect, output, predict, prepare, push, recipe, runpod, score, submit, train
 from kidspeech.errors import InputError, KidspeechError
 
 app = typer.Typer(
@@ -47,6 +47,9 @@ app.command()(train.train)
 app.command()(average.average)
 app.command()(predict.predict)
 app.command()(score.score)
+app.command()(submit.submit)
+app.command()(export.export)
+app.command()(push.push)
 app.command()(recipe.recipe)
 app.command()(demo.demo)
 app.command(hidden=True)(train.train_worker)

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from kidspeech.clips import Clip
 from kidspeech.errors import writing
+from kidspeech.features import Featurizer
 from kidspeech.folders import locked
 from kidspeech.progress import Progress
-from kidspeech.shards import UNREAD, Featurizer, Row, read_index
+from kidspeech.reading import UNREAD
+from kidspeech.shards import Row, read_index
 from kidspeech.workers import compute
 
 

@@ -50,6 +50,16 @@ class Collator:
         return batch
 
 
+def with_silence(features: torch.Tensor, frames: int) -> torch.Tensor:
+    """
+    Return *features*, shape (clips, rows, any), continued to *frames* with each clip's silence, on the device they are on.
+
+    The same numbers as a Collator's with so many frames, and a tenth of the bytes to carry to a GPU.
+    """
+    silence = features.amin(dim=(1, 2), keepdim=True).expand(-1, features.shape[1], frames - features.shape[2])
+    return torch.cat([features, silence], dim=2)
+
+
 def _padded(labels: Sequence[NDArray[np.int32]]) -> torch.Tensor:
     padded = np.full((len(labels), max(map(len, labels))), IGNORED, dtype=np.int64)
     for place, ids in zip(padded, labels, strict=True):

@@ -197,14 +197,24 @@ class Decode(Section):
     How text is made from a checkpoint, in validation and in `kidspeech predict`.
     """
 
-    batch_seconds: PositiveFloat = 240.0
-    """Seconds of (padded) audio decoded at once."""
+    batch_seconds: PositiveFloat | None = None
+    """Seconds of (padded) audio decoded at once; null for 240, and for 1,200 in `kidspeech predict` on a GPU."""
     num_beams: PositiveInt = 1
     """Beams; 1 is greedy."""
     context: Literal["auto", "trimmed", "padded"] = "auto"
     """Encoder context: auto follows the checkpoint's training; "trimmed" on one not trained for it can break it."""
-    max_tokens_per_second: PositiveFloat = 8.0
-    """Cap on new tokens by a clip's length, against loops; children speak under 5 tokens a second."""
+    max_tokens_per_second: PositiveFloat | None = 8.0
+    """Cap on new tokens by a clip's length, against loops; children speak under 5 tokens a second. null for none."""
+    max_repeats: PositiveInt | None = 5
+    """A phrase that comes more often than this in a row is a loop and said once; null leaves loops as they are."""
+    silence: float | None = -3.5
+    """Clips whose loudest mel band stays under ten to this power (noise 50 dB below full scale) get no words; null: none."""
+
+    def seconds_at_once(self, *, roomy: bool = False) -> float:
+        """
+        Return batch_seconds, or what is taken where it is null; *roomy* is a GPU that does nothing else.
+        """
+        return self.batch_seconds or (1200.0 if roomy else 240.0)
 
 
 class Recipe(Section):

@@ -12,11 +12,13 @@ Everything kidspeech raises on purpose.
     │   ├── DatasetError      a prepared dataset: missing, unfinished, too much skipped, made for something else
     │   ├── CheckpointError   a run or checkpoint folder: missing, unfinished, of another kind
     │   ├── ScoreError        predictions and references that don't belong together
+    │   ├── SubmissionError   a submission that is none, or that the contest would not take
     │   └── SettingsError     .runpod.env: missing, incomplete, contradictory
     ├── BusyError             another process is working in this folder
     ├── StorageError          the disk is full or can't be written
     ├── TrainingError         the run can't go on: the loss is not finite, or a process died
     ├── StoppedError          a signal asked the run to stop; a checkpoint of that moment is there
+    ├── HubError              the Hugging Face Hub refused, or can't be reached
     └── RemoteError           something between here and the pod; the message says what still costs money
         ├── ApiError          RunPod's API refused or did not answer; carries the HTTP status
         ├── CapacityError     no data centre has the GPUs, or the host of a stopped pod is full
@@ -88,6 +90,12 @@ class ScoreError(InputError):
     """
 
 
+class SubmissionError(InputError):
+    """
+    A submission is none, or the contest would not take it.
+    """
+
+
 class SettingsError(InputError):
     """
     The RunPod settings are missing, incomplete or contradict themselves.
@@ -120,6 +128,12 @@ class StoppedError(KidspeechError):
     def __init__(self, run: Path, step: int, signal: str | None) -> None:
         by = signal or "a signal to another of its processes"
         super().__init__(f"stopped by {by} at step {step}, saved in {run}; the same command goes on from there")
+
+
+class HubError(KidspeechError):
+    """
+    The Hugging Face Hub refused, or can't be reached.
+    """
 
 
 class RemoteError(KidspeechError):

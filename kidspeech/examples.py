@@ -1,7 +1,5 @@
 """
 Which utterances of a manifest can be used: its file is there and whole, its text fits; the others are named with a reason.
-
-Training and prediction both come through here.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from kidspeech.config import Data
 from kidspeech.manifest import Utterance
 from kidspeech.models import BaseASRModel
 from kidspeech.progress import Progress
-from kidspeech.shards import Row
+from kidspeech.reading import audio_problem
 
 TEXTS = 1000  # tokenised in one call
 
@@ -29,8 +27,6 @@ def featurize(
     data: Data,
     cache: Path,
     progress: Progress,
-    *,
-    labelled: bool = True,
 ) -> tuple[list[Example], list[Skipped]]:
     """
     Return an example for every utterance that can be used, and the others with the reason.
@@ -42,19 +38,17 @@ def featurize(
         data: limits on length, whether to verify, number of workers.
         cache: folder of the feature cache.
         progress: told of the work.
-        labelled: make labels, and skip utterances whose text makes none.
     """
     found = [utterance for utterance in utterances if utterance.utterance_id in clips]
     workers = data.workers or os.cpu_count() or 1
     rows = FeatureCache(cache, model.featurizer).rows([clips[u.utterance_id] for u in found], progress, workers)
-    texts = [utterance.orthographic_text for utterance in found] if labelled else []
-    all_labels = _labels(texts, model) if labelled else [[] for _ in found]
+    all_labels = _labels([utterance.orthographic_text for utterance in found], model)
     examples: list[Example] = []
     skipped: list[Skipped] = []
     most = model.max_labels
     for utterance, row, labels in zip(found, rows, all_labels, strict=True):
-        reason = audio_problem(utterance, row, data)
-        reason = reason or (_text_problem(utterance, labels, most) if labelled else None)
+        reason = audio_problem(utterance, row.small, data)
+        reason = reason or _text_problem(utterance, labels, most)
         if reason is None:
             examples.append(Example(utterance, row, labels))
         else:
@@ -65,24 +59,6 @@ def featurize(
 def _labels(texts: Sequence[str], model: BaseASRModel) -> list[list[int]]:
     batches = (texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS))
     return [labels for batch in batches for labels in model.labels(batch)]
-
-
-def audio_problem(utterance: Utterance, row: Row, data: Data) -> str | None:
-    """
-    Return why the audio of *utterance* can't be used, or None.
-    """
-    audio = row.small
-    if audio["problem"] is not None:
-        return f"audio {audio['problem']}"
-    if data.verify and utterance.filesize_bytes not in (None, audio["size"]):
-        return f"size mismatch: {audio['size']} bytes, and the manifest says {utterance.filesize_bytes}"
-    if data.verify and utterance.md5_hash and utterance.md5_hash.lower() != audio["md5"]:
-        return f"md5 mismatch: {audio['md5']}, and the manifest says {utterance.md5_hash}"
-    if audio["seconds"] < data.min_seconds:
-        return f"too short: {audio['seconds']:.3f} s, under data.min_seconds"
-    if audio["seconds"] > data.max_seconds:
-        return f"too long: {audio['seconds']:.1f} s, over data.max_seconds"
-    return None
 
 
 def _text_problem(utterance: Utterance, labels: list[int], most: int) -> str | None:

@@ -12,7 +12,7 @@ import io
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import soundfile
@@ -79,6 +79,35 @@ def read_audio(content: bytes, *, max_seconds: float = math.inf) -> Audio:
     except soundfile.LibsndfileError as error:
         msg = f"not readable as audio: {error.error_string.rstrip('.')}"
         raise AudioError(msg) from error
+
+
+class Featurizer(Protocol):
+    """
+    What a model family gives for reading audio: a picklable function from samples to features.
+    """
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """
+        Everything the numbers depend on besides the audio.
+        """
+
+    @property
+    def rows(self) -> int:
+        """
+        First dimension of what it returns.
+        """
+
+    @property
+    def max_seconds(self) -> float:
+        """
+        What the model hears at most.
+        """
+
+    def __call__(self, samples: Waveform) -> NDArray[np.float32]:
+        """
+        Return features of shape (rows, n_frames) of mono samples at 16 kHz.
+        """
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,8 @@ import torch
 from kidspeech.cache import FeatureCache
 from kidspeech.clips import Clip
 from kidspeech.errors import RecipeError
-from kidspeech.features import LogMel
+from kidspeech.features import Featurizer, LogMel
 from kidspeech.progress import Progress, silent
-from kidspeech.shards import Featurizer
 
 SUFFIXES = {".aif", ".aiff", ".flac", ".mp3", ".ogg", ".opus", ".wav"}  # of what libsndfile reads; texts lie beside noise too
 LONGEST = 3600.0  # seconds of one recording: its spectrum takes 0.6 GB while it is made

@@ -1,36 +1,30 @@
 """
 From a checkpoint and a manifest to predictions.jsonl.
 
-The same hops as in training: read_manifest, the feature cache, Collator, generate. The context follows the checkpoint's
-training. What is finished is kept as it comes, so a killed run goes on where it was.
+What is finished is kept as it comes, so a killed run goes on where it was, to the same bytes. One bad file never ends a run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from kidspeech.arrow_folder import Example
-from kidspeech.batching import pack
 from kidspeech.checkpoint import BestInfo, recipe_of
 from kidspeech.clips import Skipped, locate
-from kidspeech.collate import Collator
 from kidspeech.config import Recipe, as_dict, override
-from kidspeech.errors import writing
-from kidspeech.examples import featurize
-from kidspeech.folders import default_cache, locked
-from kidspeech.loader import FRAMES_PER_SECOND
-from kidspeech.manifest import REQUIRED, Utterance, read_manifest, write_jsonl
-from kidspeech.models import BaseASRModel, create_model
+from kidspeech.errors import ManifestError, writing
+from kidspeech.features import read_audio
+from kidspeech.folders import locked
+from kidspeech.guards import NAMES
+from kidspeech.manifest import REQUIRED, Utterance, read_jsonl, read_manifest, write_jsonl
+from kidspeech.models import create_model
 from kidspeech.progress import Progress, silent
+from kidspeech.reading import half_features
+from kidspeech.transcribe import Made, Wanted, in_pieces, is_padded, prepared, transcribe
 
 
 @dataclass(frozen=True)
@@ -39,10 +33,11 @@ class Predicted:
     What came of a prediction run.
 
     Attributes:
-        out: file of predictions, one line an utterance, in the manifest's order.
+        out: file of predictions, one line an utterance, in the manifest's order or the one asked for.
         utterances: how many.
         skipped: those whose audio can't be used; their prediction is the empty string.
         context: "trimmed" or "padded", as decoded.
+        guards: on how many clips each of kidspeech.guards.NAMES acted.
         notes: what a reader of a WER over them must know.
     """
 
@@ -50,6 +45,7 @@ class Predicted:
     utterances: int
     skipped: list[Skipped]
     context: str
+    guards: dict[str, int]
     notes: list[str]
 
 
@@ -60,7 +56,7 @@ def predict(
     out: Path,
     *,
     overrides: Sequence[str] = (),
-    cache: Path | None = None,
+    order: Path | None = None,
     progress: Progress = silent,
 ) -> Predicted:
     """
@@ -72,7 +68,7 @@ def predict(
         audio_dirs: folders to look for audio in, by file name; none for the folders of the manifests.
         out: file to write; *out* with .skipped.jsonl beside it lists audio that could not be used.
         overrides: settings of the sections data and decode, laid over those of the checkpoint's recipe.
-        cache: feature cache; default_cache() where not given.
+        order: JSONL whose utterance_ids give the lines of *out* and their order; the manifests' where not given.
         progress: told of the work.
 
     Raises:
@@ -82,30 +78,55 @@ def predict(
     """
     recipe, info = recipe_of(checkpoint)
     recipe = override(recipe, overrides)
-    padded = _padded(recipe)
     utterances = read_manifest(manifests, required=REQUIRED)
+    names = _names(order, utterances)
     clips, skipped = locate(utterances, audio_dirs or [path.parent for path in manifests])
-    model = create_model(recipe.model)
+    wanted = [(utterance, clips[utterance.utterance_id]) for utterance in utterances if utterance.utterance_id in clips]
     with locked(out.parent / f".{out.name}.lock", f"the predictions {out}"):
-        examples, unusable = featurize(
-            utterances, clips, model, recipe.data, cache or default_cache(), progress, labelled=False
-        )
-        part = out.with_name(f".{out.name}.{_key(checkpoint, recipe, utterances)}.part")
-        texts = _finish(part, examples, model, recipe, padded=padded, progress=progress)
-        skipped += unusable
-        texts |= {entry.utterance_id: "" for entry in skipped}
-        write_jsonl(out, (_line(utterance, texts) for utterance in utterances))
+        part = out.with_name(f".{out.name}.{_key(checkpoint, recipe, wanted)}.part")
+        made = _finish(part, wanted, recipe, progress)
+        skipped += [
+            Skipped(utterance.utterance_id, clip.path, problem)
+            for utterance, clip in wanted
+            if (problem := made[utterance.utterance_id].problem) is not None
+        ]
+        write_jsonl(out, (_line(name, made) for name in names))
         write_jsonl(out.with_name(f"{out.name}.skipped.jsonl"), map(asdict, skipped))
         part.unlink(missing_ok=True)
-    return Predicted(out, len(utterances), skipped, "padded" if padded else "trimmed", _notes(recipe, info, utterances))
+    counts = Counter(guard for one in made.values() for guard in one.guards)
+    context = "padded" if is_padded(recipe) else "trimmed"
+    guards = {name: counts[name] for name in NAMES}
+    return Predicted(out, len(names), skipped, context, guards, _notes(recipe, info, utterances))
 
 
-def _padded(recipe: Recipe) -> bool:
+def listen(checkpoint: str, contents: Sequence[bytes], *, overrides: Sequence[str] = ()) -> list[str]:
     """
-    Return whether to decode with the whole window: auto does so for every checkpoint that was not trained on less.
+    Return what is said in each of *contents*, audio files as bytes: a quick listen, without a manifest.
+
+    Raises:
+        CheckpointError, RecipeError: the checkpoint or a setting can't be used.
+        AudioError: not audio, or longer than the model hears.
     """
-    wanted = recipe.model.context if recipe.decode.context == "auto" else recipe.decode.context
-    return wanted == "padded"
+    recipe = override(recipe_of(checkpoint)[0], overrides)
+    model = create_model(recipe.model)
+    audios = [read_audio(content, max_seconds=model.featurizer.max_seconds) for content in contents]
+    rows = [{"input_features": half_features(model.featurizer, audio.samples), "seconds": audio.seconds} for audio in audios]
+    prepared(model)
+    return [transcript.text if transcript else "" for row in rows for transcript in in_pieces([row], model, recipe)]
+
+
+def _names(order: Path | None, utterances: Sequence[Utterance]) -> list[str]:
+    known = {utterance.utterance_id for utterance in utterances}
+    if order is None:
+        return [utterance.utterance_id for utterance in utterances]
+    problems: list[str] = []
+    names = [str(record.get("utterance_id")) for _, record in read_jsonl(order, problems)]
+    problems += [f"{name} is in no manifest" for name in names if name not in known]
+    problems += [f"{name} stands {count} times" for name, count in Counter(names).items() if count > 1]
+    if problems:
+        msg = f"{order} can't order the predictions, with {len(problems)} problems like: {problems[0]}"
+        raise ManifestError(msg)
+    return names
 
 
 def _notes(recipe: Recipe, info: BestInfo | None, utterances: Sequence[Utterance]) -> list[str]:
@@ -122,64 +143,36 @@ def _notes(recipe: Recipe, info: BestInfo | None, utterances: Sequence[Utterance
     return notes
 
 
-def _key(checkpoint: str, recipe: Recipe, utterances: Sequence[Utterance]) -> str:
+def _key(checkpoint: str, recipe: Recipe, wanted: Sequence[Wanted]) -> str:
     weights = sorted(
         (path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in Path(checkpoint).glob("*.safetensors")
     )
-    settings = json.dumps([as_dict(recipe)["decode"], checkpoint, weights])
-    return hashlib.sha256(f"{settings} {[u.utterance_id for u in utterances]}".encode()).hexdigest()[:12]
+    settings = [as_dict(recipe)["decode"], as_dict(recipe)["data"], checkpoint, weights]
+    clips = [(utterance.as_line(), clip.path, clip.size, clip.mtime_ns) for utterance, clip in wanted]
+    return hashlib.sha256(json.dumps([settings, clips]).encode()).hexdigest()[:12]
 
 
-def _finish(
-    part: Path, examples: Sequence[Example], model: BaseASRModel, recipe: Recipe, *, padded: bool, progress: Progress
-) -> dict[str, str]:
-    texts = _read_part(part)
-    waiting = [example for example in examples if example.utterance.utterance_id not in texts]
-    done = len(examples) - len(waiting)
+def _finish(part: Path, wanted: Sequence[Wanted], recipe: Recipe, progress: Progress) -> dict[str, Made]:
+    made = _read_part(part)
     with writing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("a", encoding="utf-8") as lines:
-            for made in _decode(waiting, model, recipe, padded=padded) if waiting else ():
-                lines.writelines(json.dumps([name, text]) + "\n" for name, text in made.items())
+            for batch in transcribe(wanted, create_model(recipe.model), recipe, have=set(made)):
+                lines.writelines(json.dumps(one.as_line()) + "\n" for one in batch)
                 lines.flush()
-                texts |= made
-                done += len(made)
-                progress("transcribing", done, len(examples))
-    return texts
+                made |= {one.utterance_id: one for one in batch}
+                progress("transcribing", len(made), len(wanted))
+    return made
 
 
-def _read_part(part: Path) -> dict[str, str]:
+def _read_part(part: Path) -> dict[str, Made]:
     if not part.is_file():
         return {}
     lines = part.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line break was torn off by a kill
     part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return dict(json.loads(line) for line in lines)
+    records = [json.loads(line) for line in lines]
+    return {record["utterance_id"]: Made(**record | {"guards": tuple(record["guards"])}) for record in records}
 
 
-def _decode(examples: Sequence[Example], model: BaseASRModel, recipe: Recipe, *, padded: bool) -> Iterator[dict[str, str]]:
-    model.load()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.network.to(device).eval()
-    collate = Collator(model.featurizer.rows, lambda longest: model.frames(longest, padded=padded))
-    frames = np.array([example.row.small["n_frames"] for example in examples])
-    order = np.argsort(-frames, kind="stable")  # longest first: the batch that may not fit in memory comes at once
-    half = torch.autocast("cuda", torch.float16) if device.type == "cuda" else nullcontext()
-    for clips in pack(order, lambda clips: _seconds(frames[clips], model, padded=padded), recipe.decode.batch_seconds):
-        chosen = [examples[clip] for clip in clips]
-        batch = collate([_collatable(example) for example in chosen])
-        batch["input_features"] = batch["input_features"].to(device)
-        with half:
-            texts = model.generate(batch, recipe.decode)
-        yield {example.utterance.utterance_id: text for example, text in zip(chosen, texts, strict=True)}
-
-
-def _seconds(frames: np.ndarray[Any, np.dtype[np.int64]], model: BaseASRModel, *, padded: bool) -> float:
-    return len(frames) * model.frames(int(frames.max()), padded=padded) / FRAMES_PER_SECOND
-
-
-def _collatable(example: Example) -> dict[str, Any]:
-    return {"input_features": example.row.features, "seconds": example.row.small["seconds"]}
-
-
-def _line(utterance: Utterance, texts: Mapping[str, str]) -> dict[str, str]:
-    return {"utterance_id": utterance.utterance_id, "orthographic_text": texts[utterance.utterance_id]}
+def _line(name: str, made: Mapping[str, Made]) -> dict[str, str]:
+    return {"utterance_id": name, "orthographic_text": made[name].text if name in made else ""}

@@ -17,25 +17,20 @@ Nothing in a row depends on a recipe, a split or a tokenizer.
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from kidspeech.clips import Clip
-from kidspeech.errors import AudioError, writing
-from kidspeech.features import Waveform, read_audio
+from kidspeech.errors import writing
 
-UNREAD = "can't be read"  # how a problem begins that may be gone next time: a disk not mounted, a file in writing
 SHARD = 256  # clips: 14 MB of features, some seconds of work to lose at most
 SCHEMA = pa.schema(
     {
@@ -56,35 +51,6 @@ SCHEMA = pa.schema(
 )
 
 
-class Featurizer(Protocol):
-    """
-    What a model family gives the cache: a picklable function from samples to features.
-    """
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """
-        Everything the numbers depend on besides the audio.
-        """
-
-    @property
-    def rows(self) -> int:
-        """
-        First dimension of what it returns.
-        """
-
-    @property
-    def max_seconds(self) -> float:
-        """
-        What the model hears at most.
-        """
-
-    def __call__(self, samples: Waveform) -> NDArray[np.float32]:
-        """
-        Return features of shape (rows, n_frames) of mono samples at 16 kHz.
-        """
-
-
 @dataclass(frozen=True, slots=True)
 class Row:
     """
@@ -102,41 +68,6 @@ class Row:
         """
         offsets, values = _features(self.shard)
         return values[offsets[self.index] : offsets[self.index + 1]]
-
-
-def compute_row(clip: Clip, featurizer: Featurizer) -> dict[str, Any]:
-    """
-    Read one file, once, and return its row of SCHEMA; a file that can't be used gets its problem in words.
-    """
-    try:
-        content = _content(clip)
-    except OSError as error:
-        return problem_row(clip, f"{UNREAD}: {error.strerror}")
-    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    try:
-        audio = read_audio(content, max_seconds=featurizer.max_seconds)
-    except AudioError as error:
-        return problem_row(clip, str(error)) | {"md5": md5}
-    features = torch.from_numpy(featurizer(audio.samples)).half().numpy()  # as numpy rounds, in a tenth of its time
-    row = {"path": clip.path, "size": clip.size, "mtime_ns": clip.mtime_ns, "md5": md5}
-    row |= {name: getattr(audio, name) for name in ("seconds", "sampling_rate", "channels", "peak", "rms", "clipped")}
-    return row | {"n_frames": features.shape[1], "input_features": features.ravel()}
-
-
-def problem_row(clip: Clip, problem: str) -> dict[str, Any]:
-    """
-    Return the row of a clip that can't be used.
-    """
-    return {"path": clip.path, "size": clip.size, "mtime_ns": clip.mtime_ns, "problem": problem}
-
-
-def _content(clip: Clip) -> bytes:
-    # it was a regular file when it was looked up; opening what is now a pipe must not wait for a writer
-    with os.fdopen(os.open(clip.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb") as file:
-        status = os.fstat(file.fileno())
-        if (status.st_size, status.st_mtime_ns) != (clip.size, clip.mtime_ns):
-            raise OSError(errno.ESTALE, "it changed during the run")
-        return file.read()
 
 
 def write_shard(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from kidspeech.features import SAMPLE_RATE, Waveform
-from kidspeech.shards import Featurizer
+from kidspeech.features import SAMPLE_RATE, Featurizer, Waveform
 
 
 @dataclass(frozen=True)

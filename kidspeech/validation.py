@@ -82,7 +82,8 @@ class Validation:
         """
         side, model, settings = self.side, self.model, self.recipe.decode
         order = np.argsort(-side.seconds, kind="stable")[self.accelerator.process_index :: self.accelerator.num_processes]
-        batches = pack(order, lambda clips: side.padded_seconds(clips, model, padded=padded), settings.batch_seconds)
+        limit = settings.seconds_at_once()
+        batches = pack(order, lambda clips: side.padded_seconds(clips, model, padded=padded), limit)
         made: list[tuple[int, str]] = []
         model.network.eval()
         with gathered(model.network), self.accelerator.autocast():

@@ -1,7 +1,6 @@
 """
 Worker processes that fill the feature cache.
 
-They are spawned, not forked (forking a process that has used torch or tokenizers can hang), with one torch thread each.
 A decoder that takes its process down with it must cost one clip, not a run: each worker notes the clip it is on, and
 after a death the noted clips are tried alone before anything is given up. That holds across runs too: the notes of a
 process that died with nobody left to ask are found by the next.
@@ -9,30 +8,23 @@ process that died with nobody left to ask are found by the next.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import multiprocessing
 import os
-import signal
-import sys
-import threading
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-
-import torch
 
 from kidspeech.clips import Clip
 from kidspeech.errors import StorageError, writing
+from kidspeech.features import Featurizer
+from kidspeech.processes import kills, spawned
 from kidspeech.progress import Progress
-from kidspeech.shards import SHARD, Featurizer, compute_row, problem_row, write_shard
+from kidspeech.reading import KILLS, compute_row, problem_row
+from kidspeech.shards import SHARD, write_shard
 
 ALONE = 64  # clips: fewer are done faster here than a worker starts
-KILLS = "kills the process that reads it, also alone; touch the file to have it tried again"
-# glibc's mallopt: below the first, memory stays in the heap; up to the second, the heap is not handed back (in bytes)
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, HEAP = -3, -1, 256 * 2**20
 
 Shard = Sequence[Clip]
 
@@ -45,7 +37,7 @@ def compute(clips: Sequence[Clip], featurizer: Featurizer, folder: Path, progres
         StorageError: the disk is full, or workers die before they read anything; finished shards stay.
     """
     shards = [clips[start : start + SHARD] for start in range(0, len(clips), SHARD)]
-    deadly = {clip for clip in _noted(clips, folder) if _kills(clip, featurizer)}  # of a run that died with its clip
+    deadly = {clip for clip in _noted(clips, folder) if kills(compute_row, clip, featurizer)}
     _sweep(folder)
     shard_at_a_time = _here if workers == 1 or len(clips) < ALONE else _in_workers
     done = 0
@@ -86,7 +78,7 @@ def _in_workers(
 
 def _round(shards: Sequence[Shard], featurizer: Featurizer, folder: Path, workers: int, deadly: set[Clip]) -> Iterator[Shard]:
     jobs: dict[Future[int], Shard] = {}
-    with _pool(min(workers, len(shards))) as pool, suppress(BrokenProcessPool):  # submit raises it too
+    with spawned(min(workers, len(shards))) as pool, suppress(BrokenProcessPool):  # submit raises it too
         for shard in shards:
             jobs[pool.submit(_shard, shard, featurizer, folder, frozenset(deadly))] = shard
         for job in as_completed(jobs):
@@ -99,44 +91,7 @@ def _killers(noted: Sequence[Clip], featurizer: Featurizer, folder: Path, worker
         msg = f"worker processes die before they read a clip into {folder}; prepare with data.workers=1 to see why"
         raise StorageError(msg)
     # with one worker it is known who was at work; a clip that kills only now and then must not hold the run up for ever
-    return set(noted) if workers == 1 else {clip for clip in noted if _kills(clip, featurizer)}
-
-
-def _kills(clip: Clip, featurizer: Featurizer) -> bool:
-    with _pool(1) as pool:
-        return isinstance(pool.submit(compute_row, clip, featurizer).exception(), BrokenProcessPool)
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)  # after Ctrl-C or a full disk only what is in hand is finished, not the queue
-
-
-def _start() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # not glibc
-            _keep_heap(ctypes.CDLL(None))
-
-
-def _end_with_parent() -> None:
-    # a pool's workers hold each other's queue open: after a kill -9 of the parent they would wait on it for ever
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _keep_heap(libc: ctypes.CDLL) -> None:
-    # arrays of half a megabyte come and go with every clip; mapping each anew costs a page fault every 4 kB
-    libc.mallopt(M_MMAP_THRESHOLD, HEAP)
-    libc.mallopt(M_TRIM_THRESHOLD, HEAP)
+    return set(noted) if workers == 1 else {clip for clip in noted if kills(compute_row, clip, featurizer)}
 
 
 def _shard(clips: Shard, featurizer: Featurizer, folder: Path, deadly: frozenset[Clip]) -> int:

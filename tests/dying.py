@@ -36,16 +36,17 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kidspeech import arrow_folder, cache, dataset, examples, shards, split, workers
+from kidspeech import arrow_folder, cache, dataset, examples, reading, shards, split, workers
 from kidspeech.config import Recipe, load_recipe
 from kidspeech.features import Waveform
 from kidspeech.models import create_model
+from kidspeech.processes import spawned
 
 from corpora import Corpus
 
 # Not started as a file: the workers that prepare spawns would run it again, as their own main module
 PROGRAM = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from dying import main; main(*sys.argv[1:])"
-COUNTED = {module.__file__ for module in (arrow_folder, cache, dataset, examples, shards, split, workers)}
+COUNTED = {module.__file__ for module in (arrow_folder, cache, dataset, examples, reading, shards, split, workers)}
 SHARD = 8  # clips, so that a small corpus has many shards
 PATIENCE = 600  # seconds: what takes longer hangs
 
@@ -74,7 +75,7 @@ def wait_with_a_worker(told: Connection) -> None:
     """
     Start a worker, tell its process id, and wait to be killed.
     """
-    with workers._pool(1) as pool:
+    with spawned(1) as pool:
         told.send(pool.submit(os.getpid).result())
         told.recv()
 

@@ -19,16 +19,16 @@ LAYERS: list[set[str]] = [
     {"recipe_file", "manifest", "weights"},
     {"data_config"},
     {"config"},
-    {"features", "metrics", "split", "demo", "clips", "folders"},
+    {"features", "metrics", "split", "demo", "clips", "folders", "processes", "guards"},
     {"remote_folder", "hardware"},
-    {"shards", "plots", "page", "batching", "sources"},
-    {"workers", "report", "models", "clip_table", "speed"},
+    {"reading", "shards", "plots", "page", "batching", "sources"},
+    {"workers", "report", "models", "clip_table", "speed", "read_ahead"},
     {"cache", "collate", "augment", "arrow_folder", "suspicion"},
-    {"examples", "noise", "loader", "checkpoint", "overview", "card"},
+    {"examples", "noise", "loader", "checkpoint", "overview", "card", "transcribe"},
     {"prepared", "meter", "validation"},
     {"selection", "run_record", "overview_page"},
     {"dataset"},
-    {"train", "predict", "averaging"},
+    {"train", "predict", "averaging", "submission", "submission_main", "export", "hub"},
 ]
 UPWARDS = {("train", "cli")}  # `python -m kidspeech.train` is the command line in a launched process; nobody else imports it
 

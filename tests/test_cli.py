@@ -89,7 +89,10 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert (left.value.code, capsys.readouterr().out) == (0, f"{__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["prepare", "inspect", "train", "average", "predict", "score", "recipe", "demo"])
+COMMANDS = ["prepare", "inspect", "train", "average", "predict", "score", "submit", "export", "push", "recipe", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """
     The help of each command holds a command line one can copy.

@@ -17,12 +17,13 @@ import pyarrow as pa
 import pytest
 import soundfile
 
-from kidspeech import shards, workers
+from kidspeech import workers
 from kidspeech.cache import FeatureCache
 from kidspeech.clips import Clip
 from kidspeech.config import load_recipe
 from kidspeech.dataset import build_dataset
 from kidspeech.errors import BusyError, StorageError
+from kidspeech.features import read_audio
 from kidspeech.progress import silent
 
 from corpora import Corpus, make_corpus
@@ -134,7 +135,7 @@ def test_a_clip_that_kills_its_worker_costs_one_clip(tmp_path: Path, monkeypatch
     monkeypatch.setattr(workers, "ALONE", 2)
     clips = clips_of(make_corpus(tmp_path / "corpus", children=30))
     deadly = clips[40]
-    tone = shards.read_audio(Path(deadly.path).read_bytes()).samples[:-7]
+    tone = read_audio(Path(deadly.path).read_bytes()).samples[:-7]
     soundfile.write(Path(deadly.path), tone, 16_000)
     clips[40] = deadly = Clip.of(Path(deadly.path))
     told: list[tuple[float, float, str]] = []
@@ -154,7 +155,7 @@ def test_a_worker_that_was_killed_from_outside_costs_no_clip(tmp_path: Path, mon
     """
     monkeypatch.setattr(workers, "ALONE", 2)
     clips = clips_of(make_corpus(tmp_path / "corpus", children=4))
-    samples = shards.read_audio(Path(clips[5].path).read_bytes()).samples
+    samples = read_audio(Path(clips[5].path).read_bytes()).samples
     double = Loudness((len(samples),), once=str(tmp_path / "once"))
 
     assert not [row for row in FeatureCache(tmp_path / "cache", double).rows(clips, silent, 2) if row.small["problem"]]
@@ -166,7 +167,7 @@ def test_a_process_that_died_alone_with_its_clip_is_remembered(tmp_path: Path) -
     A run without workers dies with its clip; the next one finds its note, tries the clip apart, and skips it.
     """
     clips = clips_of(make_corpus(tmp_path / "corpus", children=4))
-    samples = shards.read_audio(Path(clips[5].path).read_bytes()).samples[:-3]
+    samples = read_audio(Path(clips[5].path).read_bytes()).samples[:-3]
     soundfile.write(Path(clips[5].path), samples, 16_000)
     clips[5] = Clip.of(Path(clips[5].path))
     cache = FeatureCache(tmp_path / "cache", Loudness((len(samples),)))

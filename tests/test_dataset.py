@@ -19,7 +19,7 @@ import pytest
 import soundfile
 from transformers import WhisperFeatureExtractor
 
-from kidspeech import shards
+from kidspeech import reading
 from kidspeech.config import Recipe, load_recipe
 from kidspeech.dataset import Prepared, build_dataset, load_dataset
 from kidspeech.errors import BusyError, DatasetError, ManifestError, SplitError, StorageError
@@ -88,7 +88,7 @@ def test_a_second_run_and_another_split_open_no_audio(
     """
     prepare(recipe, corpus, tmp_path / "DATA")
     first = {path: path.read_bytes() for path in (tmp_path / "DATA").rglob("*") if path.is_file()}
-    monkeypatch.setattr(shards, "read_audio", lambda *_, **__: pytest.fail("audio was opened"))
+    monkeypatch.setattr(reading, "read_audio", lambda *_, **__: pytest.fail("audio was opened"))
     prepare(recipe, corpus, tmp_path / "DATA")
     prepare(load_recipe(recipe_file, ["data.seed=7", "data.min_seconds=0.2"]), corpus, tmp_path / "OTHER")
     prepare(recipe, corpus, tmp_path / "AGAIN")
@@ -104,8 +104,8 @@ def test_a_new_process_opens_no_audio_either(recipe_file: Path, corpus: Corpus, 
     """
     build_dataset(load_recipe(recipe_file), [corpus.manifest], corpus.audio_dirs, tmp_path / "DATA")
     program = (
-        "import sys, pathlib; from kidspeech import shards; from kidspeech.config import load_recipe;"
-        "from kidspeech.dataset import build_dataset; shards.read_audio = None;"
+        "import sys, pathlib; from kidspeech import reading; from kidspeech.config import load_recipe;"
+        "from kidspeech.dataset import build_dataset; reading.read_audio = None;"
         "recipe, manifest, out, *folders = map(pathlib.Path, sys.argv[1:]);"
         "build_dataset(load_recipe(recipe, ['data.seed=3']), [manifest], folders, out)"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soxr
 
-from kidspeech import shards
+from kidspeech import reading
 from kidspeech.arrow_folder import Example
 from kidspeech.config import Choose, Recipe, load_recipe
 from kidspeech.dataset import Prepared, build_dataset
@@ -212,7 +212,7 @@ def test_copies_stay_with_their_child_and_are_the_clip_at_another_speed(
         assert copy["n_frames"] == expected.shape[1]
         np.testing.assert_array_equal(np.float16(copy["input_features"]), np.float16(expected).ravel())
 
-    monkeypatch.setattr(shards, "read_audio", lambda *_, **__: pytest.fail("audio was opened"))
+    monkeypatch.setattr(reading, "read_audio", lambda *_, **__: pytest.fail("audio was opened"))
     prepare(recipe_file, corpus, tmp_path / "AGAIN", *unverified)
     told = read_overview(tmp_path / "DATA")
     lines = (tmp_path / "DATA" / "train.jsonl").read_text(encoding="utf-8").splitlines()

@@ -11,7 +11,7 @@ import datasets
 import pytest
 import yaml
 
-from kidspeech import shards
+from kidspeech import reading
 from kidspeech.cli.main import main
 from kidspeech.config import Data, Recipe, load_recipe
 from kidspeech.dataset import build_dataset
@@ -154,7 +154,7 @@ def test_another_weight_touches_nothing(
     out = tmp_path / "DATA"
     build_dataset(recipe_of(recipe_file, both), [], [], out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    monkeypatch.setattr(shards, "read_audio", lambda *_, **__: pytest.fail("audio was opened"))
+    monkeypatch.setattr(reading, "read_audio", lambda *_, **__: pytest.fail("audio was opened"))
     build_dataset(load_recipe(recipe_file, ["data.corpora.talkbank.weight=0.5"]), [], [], out)
 
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before

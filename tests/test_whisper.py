@@ -13,12 +13,13 @@ import torch
 import transformers
 from torch.nn import functional
 
-from kidspeech.collate import Collator
+from kidspeech.collate import Collator, with_silence
 from kidspeech.config import Decode, Model, load_recipe
 from kidspeech.errors import CheckpointError, RecipeError
 from kidspeech.features import read_audio
 from kidspeech.models import IGNORED, Batch, create_model
 from kidspeech.models.whisper import WhisperModel
+from kidspeech.models.whisper_decoding import GreedyDecoder, Slots
 
 from corpora import END, START, TINY
 
@@ -126,6 +127,18 @@ def test_padding_is_silence_and_labels_are_ignored() -> None:
 
 
 @pytest.mark.unit
+def test_silence_added_on_the_device_is_the_collators() -> None:
+    """
+    To the bit, whether a clip was already padded within its batch or not.
+    """
+    model = tiny()
+    trimmed, padded = (batch_of(model, padded=padded)["input_features"] for padded in (False, True))
+
+    assert torch.equal(with_silence(trimmed, 3000), padded)
+    assert torch.equal(with_silence(trimmed, trimmed.shape[2]), trimmed)
+
+
+@pytest.mark.unit
 def test_dropout_really_is_in_the_modules() -> None:
     """
     Two passes in training differ with dropout and do not without; changing a loaded model's config would do nothing.
@@ -173,14 +186,75 @@ def test_no_clip_gets_more_tokens_than_its_length_allows(monkeypatch: pytest.Mon
     """
     model = tiny()
     model.network.eval()
-    made: list[torch.Tensor] = []
+    made: list[list[int]] = []
     monkeypatch.setattr(model.processor.tokenizer, "batch_decode", lambda ids, **_: [made.append(row) or "" for row in ids])
     for beams in (1, 3):
         model.generate(batch_of(model, (50, 300, 100)), Decode(num_beams=beams))
-    counts = [int((ids[2:] != END).sum()) for ids in made]
+    counts = [sum(token != END for token in ids) for ids in made]
 
     assert all(count <= 8 + math.ceil(seconds * 8) for count, seconds in zip(counts, (0.5, 3.0, 1.0) * 2, strict=True))
     assert max(counts) > 8
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("recorded", [False, True])
+def test_our_loop_makes_generates_tokens(recorded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Batch after batch of many shapes, with tokens that must not come and caps of their own: token for token transformers'
+    greedy generate. Recorded steps are played here by running them, since a CPU has no CUDA graphs.
+    """
+    model = tiny()
+    model.network.eval()
+    suppress, first = list(range(300, 500)), [END, 220]
+    model.network.generation_config.suppress_tokens, model.network.generation_config.begin_suppress_tokens = suppress, first
+    decoder = GreedyDecoder(model.network, model.prompt, END, suppress, first, graphs=recorded)
+    replayed: list[int] = []
+    monkeypatch.setattr(GreedyDecoder, "_record", lambda self, slots: _Played(self, slots, replayed))
+    random = np.random.default_rng(1)
+    for number, rows in enumerate((3, 9, 9, 5, 9, 9)):
+        lengths = [600 if number == 4 else 90] * 1 + random.integers(30, 90, rows - 1).tolist()
+        caps = random.integers(1, 40, rows).tolist()
+        features = Collator(80, lambda longest: model.frames(longest, padded=False))(
+            [{"input_features": random.standard_normal(80 * frames), "seconds": 1.0} for frames in lengths]
+        )["input_features"]
+        with torch.inference_mode():
+            encoded = model.network.get_encoder()(features)
+            theirs = model._beams(encoded, caps, 1)
+        ours = decoder(encoded.last_hidden_state, caps)
+
+        assert [ids + [END] * (max(map(len, theirs)) - len(ids)) for ids in ours] == theirs
+        assert all(len(ids) <= cap for ids, cap in zip(ours, caps, strict=True))
+    assert bool(replayed) == recorded
+
+
+class _Played:
+    """
+    Stands in for a CUDA graph: replaying runs the step.
+    """
+
+    def __init__(self, decoder: GreedyDecoder, slots: Slots, replayed: list[int]) -> None:
+        self.decoder, self.slots, self.replayed = decoder, slots, replayed
+
+    def replay(self) -> None:
+        self.replayed.append(self.slots.layout.rows)
+        self.decoder._step(self.slots)
+
+
+@pytest.mark.unit
+def test_a_trained_network_is_decoded_with_its_weights_of_the_moment() -> None:
+    """
+    Validation decodes again and again while the weights change in place.
+    """
+    model, batch = tiny(), batch_of(tiny())
+    model.network.eval()
+    before = model.generate(batch, Decode(max_repeats=None))
+    with torch.no_grad():
+        model.network.model.decoder.embed_tokens.weight.copy_(torch.randn(1107, 16))
+    fresh = tiny()
+    fresh.network.eval()
+    fresh.network.load_state_dict(model.network.state_dict())
+
+    assert model.generate(batch, Decode(max_repeats=None)) == fresh.generate(batch, Decode(max_repeats=None)) != before
 
 
 @pytest.mark.unit
@@ -230,7 +304,7 @@ def test_real_weights_give_transformers_own_words(shared: Path) -> None:
     clips = [read_audio(path.read_bytes()) for path in sorted((shared / "kids" / "audio_0").iterdir())[:6]]
     rows = [{"input_features": model.featurizer(c.samples).astype(np.float16).ravel(), "seconds": c.seconds} for c in clips]
     batch = Collator(80, lambda longest: model.frames(longest, padded=True))(rows)
-    ours = model.generate(batch, Decode(max_tokens_per_second=400))
+    ours = model.generate(batch, Decode(max_tokens_per_second=None, max_repeats=None, silence=None))
     with torch.inference_mode():
         theirs = model.processor.batch_decode(plain.generate(batch["input_features"]), skip_special_tokens=True)
 

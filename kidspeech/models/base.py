@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from kidspeech.config import Decode, Model
-from kidspeech.shards import Featurizer
+from kidspeech.features import Featurizer
+from kidspeech.guards import Decoded, Transcript, guarded
 
 Batch = dict[str, Any]
 """
@@ -92,10 +93,22 @@ class BaseASRModel(ABC):
         """
 
     @abstractmethod
+    def decode(self, batch: Batch, settings: Decode) -> list[Decoded]:
+        """
+        Return what the decoder makes of each clip, before any guard but the cap on tokens.
+        """
+
+    def transcribe(self, batch: Batch, settings: Decode) -> list[Transcript]:
+        """
+        Return what is said in each clip, and which guards acted.
+        """
+        return [guarded(decoded, settings) for decoded in self.decode(batch, settings)]
+
     def generate(self, batch: Batch, settings: Decode) -> list[str]:
         """
         Return one text per clip.
         """
+        return [transcript.text for transcript in self.transcribe(batch, settings)]
 
     @abstractmethod
     def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:

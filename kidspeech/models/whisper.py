@@ -22,9 +22,11 @@ from transformers.modeling_outputs import BaseModelOutput
 from kidspeech.config import Decode
 from kidspeech.errors import CheckpointError, RecipeError
 from kidspeech.features import LogMel
+from kidspeech.guards import Decoded
 from kidspeech.models.base import IGNORED, BaseASRModel, Batch
 from kidspeech.models.lora import add_lora, merged_state
-from kidspeech.models.whisper_vocabulary import WHOLE, english_tokenizer
+from kidspeech.models.whisper_decoding import GreedyDecoder
+from kidspeech.models.whisper_vocabulary import WHOLE, english_tokenizer, for_4_and_5
 
 FRAME_STEP = 32  # a trimmed batch has a multiple of this many frames (0.32 s): few shapes, little padding
 MULTILINGUAL_END = 50257  # <|endoftext|> of multilingual checkpoints; English-only ones have GPT-2's 50256
@@ -35,6 +37,9 @@ class WhisperModel(BaseASRModel):
     """
     Whisper of any size, English-only or multilingual.
     """
+
+    _decoder_of: tuple[Any, ...] = ()
+    _kept_decoder: GreedyDecoder
 
     @cached_property
     def tokenizer(self) -> transformers.PreTrainedTokenizerBase:
@@ -157,19 +162,46 @@ class WhisperModel(BaseASRModel):
         return functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]  # torch is not read by mypy here
-    def generate(self, batch: Batch, settings: Decode) -> list[str]:
+    def decode(self, batch: Batch, settings: Decode) -> list[Decoded]:
         """
-        Return one text per clip, greedily or by beams, each with at most FIRST_TOKENS + max_tokens_per_second tokens.
-
-        Calls transformers' plain generation loop: Whisper's own pads every clip back to 30 s first.
+        Decode greedily or by beams, each clip with at most FIRST_TOKENS + max_tokens_per_second tokens.
         """
         with torch.compiler.set_stance("force_eager"):  # steps of one token and caches that grow are other shapes each time
-            return self._generate(batch, settings)
+            return self._decode(batch, settings)
 
-    def _generate(self, batch: Batch, settings: Decode) -> list[str]:
+    def _decode(self, batch: Batch, settings: Decode) -> list[Decoded]:
         network = self.unwrapped()
-        encoded = network.get_encoder()(batch["input_features"])
-        caps = [FIRST_TOKENS + math.ceil(seconds * settings.max_tokens_per_second) for seconds in batch["seconds"]]
+        features = batch["input_features"].to(network.device, network.dtype)
+        encoded = network.get_encoder()(features)
+        caps = [self._cap(seconds, settings.max_tokens_per_second) for seconds in batch["seconds"]]
+        ids = self._greedy(encoded, caps) if settings.num_beams == 1 else self._beams(encoded, caps, settings.num_beams)
+        end = self.processor.tokenizer.eos_token_id
+        texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        levels = (4 * features.float().amax(dim=(1, 2)) - 4).tolist()  # log10 of the power: LogMel's last step undone
+        return [Decoded(text.strip(), end not in row, level) for text, row, level in zip(texts, ids, levels, strict=True)]
+
+    def _cap(self, seconds: float, per_second: float | None) -> int:
+        most = self.max_labels - len(self.prompt)
+        return most if per_second is None else min(FIRST_TOKENS + math.ceil(seconds * per_second), most)
+
+    def _greedy(self, encoded: BaseModelOutput, caps: Sequence[int]) -> list[list[int]]:
+        ids: list[list[int]] = self._decoder(self.unwrapped())(encoded.last_hidden_state, caps)
+        return ids
+
+    def _decoder(self, network: Any) -> GreedyDecoder:
+        graphs = network.device.type == "cuda" and not torch.is_autocast_enabled()
+        made_for = (network, network.device, network.dtype, graphs)
+        if self._decoder_of != made_for:
+            own = network.generation_config
+            suppress, first = own.suppress_tokens or (), own.begin_suppress_tokens or ()
+            end = self.processor.tokenizer.eos_token_id
+            self._kept_decoder = GreedyDecoder(network, self.prompt, end, suppress, first, graphs=graphs)
+            self._decoder_of = made_for
+        return self._kept_decoder
+
+    def _beams(self, encoded: BaseModelOutput, caps: Sequence[int], beams: int) -> list[list[int]]:
+        # transformers' plain generation loop: Whisper's own pads every clip back to 30 s first
+        network = self.unwrapped()
         prompt = torch.tensor([self.prompt] * len(caps), device=encoded.last_hidden_state.device)
         stop = length_caps(torch.tensor(caps, device=prompt.device) + len(self.prompt))
         ids = transformers.GenerationMixin.generate(
@@ -177,10 +209,10 @@ class WhisperModel(BaseASRModel):
             encoder_outputs=encoded,
             attention_mask=encoded.last_hidden_state.new_ones(len(caps), 1),  # unused, and missed loudly where it is not given
             decoder_input_ids=prompt,
-            generation_config=self._generation(network.generation_config, max(caps), settings.num_beams),
+            generation_config=self._generation(network.generation_config, max(caps), beams),
             stopping_criteria=transformers.StoppingCriteriaList([stop]),
         )
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+        return [row[len(self.prompt) :] for row in ids.tolist()]
 
     def save(self, folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
         """
@@ -192,6 +224,8 @@ class WhisperModel(BaseASRModel):
             merged.pop(name)
         network.save_pretrained(folder, state_dict=merged)
         self.processor.save_pretrained(folder)
+        path = folder / "tokenizer_config.json"
+        path.write_text(for_4_and_5(path.read_text(encoding="utf-8")), encoding="utf-8")
 
     def frames(self, longest: int, *, padded: bool) -> int:
         """

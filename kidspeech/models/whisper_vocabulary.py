@@ -8,6 +8,7 @@ last one byte-pair encoding does on it with the ranks below its own.
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -65,6 +66,18 @@ def english_tokenizer(size: int = WHOLE) -> transformers.PreTrainedTokenizerBase
     tokenizer.pad_token = SPECIAL[0]
     tokenizer.set_prefix_tokens()
     return tokenizer
+
+
+def for_4_and_5(tokenizer_config: str) -> str:
+    """
+    Return the text of a tokenizer_config.json so that transformers 4.57 reads it as well as 5.
+
+    5 saves the list of special tokens under a name that meant a dict before, and reads it under the old name too.
+    """
+    settings = json.loads(tokenizer_config)
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    return json.dumps(settings, indent=2, ensure_ascii=False)
 
 
 def _ranks() -> dict[bytes, int]:

@@ -215,7 +215,8 @@ def _stages(folder: Path) -> list[list[str]]:
     from kidspeech.config import load_recipe
     from kidspeech.features import read_audio
     from kidspeech.models import create_model
-    from kidspeech.shards import SHARD, compute_row, write_shard
+    from kidspeech.reading import compute_row
+    from kidspeech.shards import SHARD, write_shard
 
     torch.set_num_threads(1)
     log_mel = create_model(load_recipe("demo").model).featurizer
