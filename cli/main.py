@@ -48,7 +48,6 @@ app.command()(predict.predict)
 app.command()(score.score)
 app.command()(recipe.recipe)
 app.command()(demo.demo)
-app.command(hidden=True)(train.train_worker)
 app.add_typer(runpod.app)
 
 

@@ -36,6 +36,7 @@ from kidspeech.dataset import Prepared, load_dataset
 from kidspeech.ema import WeightAverage
 from kidspeech.errors import StoppedError, TrainingError
 from kidspeech.hardware import batch_seconds, between_cpus, compiles, precision
+from kidspeech.launcher import WORKER
 from kidspeech.loader import Batches, Side, feed
 from kidspeech.meter import Meter
 from kidspeech.metrics import ChildWER
@@ -406,4 +407,4 @@ if __name__ == "__main__":
     # the command line of `kidspeech train`, in a process that a launcher has started: the one import that points upwards
     from kidspeech.cli.main import main
 
-    main(["train-worker", *__import__("sys").argv[1:]])
+    main(["train", WORKER, *__import__("sys").argv[1:]])

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from rows above its own.
 LAYERS: list[set[str]] = [
-    {"errors", "progress", "distribution"},
+    {"errors", "progress", "distribution", "launcher"},
     {"config", "manifest"},
     {"features", "metrics", "split", "demo", "clips"},
     {"shards", "plots", "page", "batching"},

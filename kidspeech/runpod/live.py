@@ -17,13 +17,13 @@ from kidspeech.progress import Progress, silent
 from kidspeech.runpod.clock import polls
 from kidspeech.runpod.doctor import Check
 from kidspeech.runpod.models import Pod
-from kidspeech.runpod.plan import Order, Plan, choose
+from kidspeech.runpod.places import PROBE
+from kidspeech.runpod.plan import Order, Plan, plans_of
 from kidspeech.runpod.pods import Fleet
 from kidspeech.runpod.remote import Remote
 from kidspeech.runpod.s3 import connect
 from kidspeech.runpod.volume import open_volume
 
-PROBE = "kidspeech/probe"
 LIMIT = 0.5  # hours until the probe's own deadline
 
 
@@ -77,10 +77,7 @@ def examine_live(fleet: Fleet, progress: Progress = silent) -> list[Check]:
 
 @contextmanager
 def _a_pod(fleet: Fleet, progress: Progress) -> Iterator[tuple[Pod, Plan]]:
-    volume = fleet.api.volume(fleet.settings.volume_id)
-    candidates = choose(fleet.api.gpus(), fleet.settings.gpu_types, volume)
-    order = Order("", Path(), Path("doctor"), max_hours=LIMIT)
-    plan = Plan(order, fleet.settings, volume, candidates, ())
+    plan = plans_of(Order("", Path(), Path("doctor"), max_hours=LIMIT), fleet.settings, fleet.api)[0]
     pod = fleet.obtain(plan, progress)
     try:
         yield pod, plan
@@ -158,7 +155,7 @@ def _s3_looks(fleet: Fleet) -> Iterator[tuple[str, Callable[[], str]]]:
     s3 = fleet.settings.s3
     if s3 is None:
         return
-    plan_volume = fleet.api.volume(fleet.settings.volume_id)
+    plan_volume = fleet.volume()
     volume = open_volume(s3, plan_volume, fleet.clock)
 
     def round_trip() -> str:
