@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kidspeech.errors import ApiError, KidspeechError
+from kidspeech.errors import ApiError, KidspeechError, SshError
 from kidspeech.progress import Progress, silent
 from kidspeech.runpod.clock import polls
 from kidspeech.runpod.doctor import Check
@@ -139,11 +139,11 @@ def _self_terminate(fleet: Fleet, pod: Pod, remote: Remote) -> str:
     Let the watchdog do what it does at its end: it reads the key from the container and asks the API.
     """
     began = time.monotonic()
-    fire = (
-        'pkill -f "$HOME/.kidspeech/watchdog.sh"; sleep 1; KIDSPEECH_DEADLINE=1 setsid bash "$HOME/.kidspeech/watchdog.sh" &'
-    )
-    remote.install({**pod.env, "KIDSPEECH_DEADLINE": "1"})
-    remote.shell.run(["bash", "-c", f"({fire}) >/dev/null 2>&1 </dev/null"])
+    remote.install(pod.env)
+    kill = 'cd "$HOME/.kidspeech" && kill "$(cat watchdog.pid)" && flock -w 10 watchdog.lock true'
+    remote.shell.run(["bash", "-c", kill])
+    with suppress(SshError):  # one anew, whose deadline is over: the pod may be gone before it answers
+        remote.install({**pod.env, "KIDSPEECH_DEADLINE": "1"})
     for _ in polls(fleet.clock, 120, 2):
         if fleet.api.pod(pod.id) is None:
             return f"gone after {time.monotonic() - began:.0f} s"

@@ -203,9 +203,10 @@ def answers(address: str) -> bool:
 @pytest.mark.slow
 def test_doctor_live_checks_every_statement(project: Project, type_: Type, s3: S3) -> None:
     """
-    On one pod, which ends; torch with CUDA is what this machine can't play.
+    On one pod, which ends; torch with CUDA and the environment of process 1 are what this machine can't play.
     """
     project.with_s3(s3)
+    project.cloud.container = {"FAKE_SESSION_ENV": "1"}
     checks = json.loads(type_("doctor", "--live", "--yes", "--json", code=1))
     live = {check["name"].partition(":")[0]: check["good"] for check in checks if ":" in check["name"]}
     assert [name for name, good in live.items() if not good] == ["torch", "environ"], checks
