@@ -169,7 +169,7 @@ class Project:
             try:
                 return run(plans, api, detach=detach, progress=self._progress, on_line=self._line, timing=self.timing)
             finally:
-                self.cloud.over = self.cloud.now()
+                self.cloud.over = 0.0 if detach else self.cloud.now()
 
     def with_s3(self, server: S3) -> None:
         """
