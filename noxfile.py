@@ -45,17 +45,9 @@ def container(session: nox.Session) -> None:
 @nox.session
 def test(session: nox.Session) -> None:
     """
-    Run the tests but the trainings on a played pod; arguments after -- go to pytest, like -m "not slow".
+    Run all tests; arguments after -- go to pytest, like -m "not slow".
     """
-    _test(session, "--numprocesses", "auto", *(session.posargs or ("-m", "not (pod and slow)")))
-
-
-@nox.session
-def test_pod(session: nox.Session) -> None:
-    """
-    Train on a pod played on this machine, whole and with every fault: three minutes, and best on a quiet machine.
-    """
-    _test(session, "--numprocesses", "auto", "-m", "pod and slow", *session.posargs)
+    _test(session, "--numprocesses", "auto", *session.posargs)
 
 
 def _test(session: nox.Session, *arguments: str) -> None:
@@ -69,5 +61,5 @@ def bench(session: nox.Session) -> None:
     Measure one of tests/bench: its name and its arguments go after --, like prepare ../shared/kids --large 100000.
     """
     name, *arguments = session.posargs or ["prepare", "--help"]
-    session.install(*CONSTRAINTS, "-e", ".")
+    session.install(*CONSTRAINTS, "-e", ".", *nox.project.dependency_groups(GROUPS, "test"))
     session.run("python", f"tests/bench/{name}.py", *arguments)

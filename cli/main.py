@@ -52,7 +52,6 @@ app.command()(export.export)
 app.command()(push.push)
 app.command()(recipe.recipe)
 app.command()(demo.demo)
-app.command(hidden=True)(train.train_worker)
 app.add_typer(runpod.app)
 
 

@@ -39,9 +39,10 @@ def note(text: str) -> None:
 
 def data(text: str) -> None:
     """
-    Print what was asked for.
+    Print what was asked for, at once: whoever pipes a log that is followed wants its lines as they come.
     """
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
 
 
 def as_json(value: Any) -> None:

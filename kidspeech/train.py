@@ -37,6 +37,7 @@ from kidspeech.ema import WeightAverage
 from kidspeech.errors import StoppedError, TrainingError
 from kidspeech.folders import default_cache, locked
 from kidspeech.hardware import batch_seconds, between_cpus, compiles, precision
+from kidspeech.launcher import WORKER
 from kidspeech.loader import Batches, Side, feed
 from kidspeech.meter import Meter
 from kidspeech.models import BaseASRModel, Batch, create_model
@@ -372,4 +373,4 @@ if __name__ == "__main__":
     # the command line of `kidspeech train`, in a process that a launcher has started: the one import that points upwards
     from kidspeech.cli.main import main
 
-    main(["train-worker", *__import__("sys").argv[1:]])
+    main(["train", WORKER, *__import__("sys").argv[1:]])

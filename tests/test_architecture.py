@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A module imports only from rows above its own.
 LAYERS: list[set[str]] = [
-    {"errors", "progress", "distribution", "sharded", "ema", "stopping"},
+    {"errors", "progress", "distribution", "sharded", "ema", "stopping", "launcher"},
     {"recipe_file", "manifest", "weights"},
     {"data_config"},
     {"config"},

@@ -14,9 +14,9 @@ import pytest
 
 from kidspeech import __version__
 from kidspeech.cli.main import main
-from kidspeech.cli.train import launcher_options
 from kidspeech.config import load_recipe, shipped_recipes
 from kidspeech.dataset import build_dataset
+from kidspeech.launcher import launcher_options
 from kidspeech.train import train
 
 from corpora import Corpus
@@ -62,7 +62,8 @@ def test_users_mistakes_exit_with_2_and_name_the_remedy(
     assert "train.epoch: no such setting" in mistake("train", recipe_file, "--data", tmp_path, *out, "train.epoch=3")
     assert "no recipe whisper-tinny" in mistake("train", "whisper-tinny", "--data", tmp_path, *out)
     assert "no model 'whispr'" in mistake("prepare", recipe_file, *corpus.options(), *out, "model.family=whispr")
-    assert "no prepared dataset" in mistake("train-worker", recipe_file, "--data", tmp_path, *out)
+    assert "no prepared dataset" in mistake("train", "--worker", recipe_file, "--data", tmp_path, *out)
+    assert "kidspeech prepare whisper-small --manifest" in mistake("train", "whisper-small", *out)
     assert "no config.json" in mistake("predict", tmp_path, corpus.manifest, *audio, *out)
     assert not (tmp_path / "OUT").exists()
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from kidspeech.errors import JobError, RemoteError, SshError, VolumeError, writing
 from kidspeech.progress import Progress
+from kidspeech.runpod.models import RUN
+from kidspeech.runpod.places import Places, job_key, run_key
 from kidspeech.runpod.plan import Plan
 from kidspeech.runpod.pods import Fleet
 from kidspeech.runpod.remote import JobState, Remote, parse_end
@@ -76,20 +78,21 @@ def pull_run(fleet: Fleet, run: str, goal: Path, progress: Progress) -> list[Pat
     Raises:
         RemoteError: there are neither S3 keys nor a pod, or a file does not verify.
     """
-    settings = fleet.settings
-    if settings.s3:
-        volume = open_volume(settings.s3, fleet.api.volume(settings.volume_id), fleet.clock)
-        listed = volume.read(f"kidspeech/jobs/{run}/files.md5")
-        if listed is not None:
-            return pull_s3(volume, f"kidspeech/runs/{run}", read_sums(listed), goal, progress)
-    pods = [pod for pod in fleet.ours() if pod.status == "RUNNING" and pod.holds(settings.volume_id)]
+    if fleet.settings.s3:
+        for network_volume in fleet.volumes():
+            volume = open_volume(fleet.settings.s3, network_volume, fleet.clock)
+            listed = volume.read(f"{job_key(run)}/files.md5")
+            if listed is not None:
+                return pull_s3(volume, run_key(run), read_sums(listed), goal, progress)
+    pods = [pod for pod in fleet.ours() if pod.status == "RUNNING"]
+    pods.sort(key=lambda pod: pod.env.get(RUN) != run)  # the run's own, else any that has its volume
     if not pods:
-        why = "the run has not ended" if settings.s3 else "there are no S3 keys"
+        why = "the run has not ended" if fleet.settings.s3 else "there are no S3 keys"
         msg = f"no pod is up, and {why}: `kidspeech runpod up` first"
         raise RemoteError(msg)
     remote = Remote(fleet.ready(pods[0]), pods[0].id)
     remote.install(pods[0].env)
-    source = f"{settings.mount}/kidspeech/runs/{run}"
+    source = Places(fleet.settings.mount).run(run)
     return pull_rsync(remote.shell, source, remote.sums(source), goal, progress)
 
 

@@ -4,20 +4,22 @@ What `kidspeech runpod` does to pods that are there: find, tell, hold, pause, en
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import Popen
 
 from kidspeech.errors import InputError, RemoteError, SshError
 from kidspeech.progress import Progress, silent
-from kidspeech.runpod.api import RunPod
+from kidspeech.runpod.catalog import first_that_has_one
+from kidspeech.runpod.clock import UP_HOURS
 from kidspeech.runpod.models import ALIVE, RUN, Pod
-from kidspeech.runpod.plan import MAX_HOURS, Order, Plan, choose
+from kidspeech.runpod.places import Places
+from kidspeech.runpod.plan import Order, Plan, plans_of
 from kidspeech.runpod.pods import Fleet
 from kidspeech.runpod.remote import Remote
-from kidspeech.runpod.settings import Settings
-
-log = logging.getLogger(__name__)
+from kidspeech.runpod.ssh import plain
 
 SAVE_SECONDS = 120
 LATE = 300  # seconds after its own deadline by which a watchdog has surely acted
@@ -48,11 +50,11 @@ class Report:
     """The last line of the log."""
 
 
-def report(fleet: Fleet, plan_mount: str, *, look_inside: bool = True) -> list[Report]:
+def report(fleet: Fleet) -> list[Report]:
     """
     Return what runs, since when, at what cost, and the last line of its log.
     """
-    return [_report(fleet, pod, plan_mount, look_inside=look_inside) for pod in fleet.ours()]
+    return [_report(fleet, pod) for pod in fleet.ours()]
 
 
 def pick(fleet: Fleet, run: str | None = None, *, alive: bool = True) -> Pod:
@@ -68,8 +70,15 @@ def pick(fleet: Fleet, run: str | None = None, *, alive: bool = True) -> Pod:
     if len(chosen) == 1:
         return chosen[0]
     there = ", ".join(sorted(str(pod.env.get(RUN, pod.name)) for pod in pods))
-    msg = f"several pods run ({there}): say which with --run" if pods else "no pod of this project runs"
+    msg = f"several pods run ({there}): say which with --run" if pods else _none(fleet, run)
     raise InputError(msg)
+
+
+def _none(fleet: Fleet, run: str | None) -> str:
+    known = {pod.id for pod in fleet.ours()}
+    others = [pod.name for pod in fleet.api.pods() if pod.id not in known]
+    also = f"; {', '.join(others)} is not this project's, and kidspeech leaves it alone" if others else ""
+    return f"no pod of {'this project' if run is None else f'the run {run}'} runs{also}"
 
 
 def reconnect(fleet: Fleet, pod: Pod) -> Remote:
@@ -91,25 +100,61 @@ def reconnect(fleet: Fleet, pod: Pod) -> Remote:
     return remote
 
 
-def bare_plan(settings: Settings, api: RunPod, name: str = "up", gpus: tuple[str, ...] = (), hours: float = MAX_HOURS) -> Plan:
+def log_lines(fleet: Fleet, run: str | None = None, *, follow: bool = False) -> Iterator[str]:
     """
-    Return a plan for a pod without a training.
+    Yield the log of a run without control characters: its last thousand lines, or all of it until the training ends.
     """
-    volume = api.volume(settings.volume_id)
-    candidates = choose(api.gpus(), gpus or settings.gpu_types, volume)
-    return Plan(Order("", Path(), Path(name), gpus=gpus, max_hours=hours), settings, volume, candidates, ())
+    pod = pick(fleet, run)
+    job, remote = Places(fleet.settings.mount).job(pod.env.get(RUN, "")), reconnect(fleet, pod)
+    if not follow:
+        yield from map(plain, remote.shell.run(["tail", "-n", "1000", f"{job}/logs/current.log"]).splitlines())
+        return
+    with remote.log(job, 0) as process:
+        for raw in process.stdout or ():
+            yield plain(raw.decode(errors="replace"))
 
 
-def up(fleet: Fleet, plan: Plan, progress: Progress = silent) -> tuple[Pod, Remote]:
+@contextmanager
+def curves(fleet: Fleet, run: str | None, port: int) -> Iterator[Popen[bytes]]:
+    """
+    Serve a run's TensorBoard on the pod, and lead 127.0.0.1:*port* to it while the block runs.
+    """
+    pod = pick(fleet, run)
+    remote = reconnect(fleet, pod)
+    there = remote.tensorboard(Places(fleet.settings.mount).run(pod.env.get(RUN, "")))
+    with remote.shell.tunnel(port, there) as tunnel:
+        yield tunnel
+
+
+def bare_plans(fleet: Fleet, name: str = "up", gpus: tuple[str, ...] = (), hours: float = UP_HOURS) -> tuple[Plan, ...]:
+    """
+    Return plans for a pod without a training, one for each data centre to try.
+    """
+    return plans_of(Order("", Path(), Path(name), gpus=gpus, max_hours=hours), fleet.settings, fleet.api)
+
+
+def up(fleet: Fleet, plans: Sequence[Plan], progress: Progress = silent) -> tuple[Pod, Remote]:
     """
     Bring a pod up and keep it for the plan's hours.
     """
-    pod = next(iter(fleet.of_run(plan.run)), None) or fleet.obtain(plan, progress)
+
+    def obtain(plan: Plan) -> tuple[Pod, Plan]:
+        return next(iter(fleet.of_run(plan.run)), None) or fleet.obtain(plan, progress), plan
+
+    pod, plan = first_that_has_one(plans, obtain)
     with fleet.or_end(pod):
         remote = Remote(fleet.ready(pod, progress), pod.id)
         remote.install({**fleet.environment(plan, "terminate" if pod.ours else "stop"), **pod.env})
         remote.hold(int(plan.order.max_hours * 3600))
     return pod, remote
+
+
+def resume(fleet: Fleet, run: str | None, hours: float, progress: Progress = silent) -> Pod:
+    """
+    Start a paused pod again, or a new one like it.
+    """
+    pod = pick(fleet, run, alive=False)
+    return up(fleet, bare_plans(fleet, name=pod.env.get(RUN, "up"), hours=hours), progress)[0]
 
 
 def halt(fleet: Fleet, pod: Pod) -> str:
@@ -125,32 +170,61 @@ def halt(fleet: Fleet, pod: Pod) -> str:
     return ""
 
 
-def pause(fleet: Fleet, pod: Pod) -> None:
+def pause(fleet: Fleet, run: str | None = None) -> tuple[Pod, str]:
     """
-    Stop a pod with its container disk; only its host can start it again.
+    Let a training save, and stop its pod with its container disk; only its host can start it again.
     """
+    pod = pick(fleet, run)
+    said = halt(fleet, pod)
     fleet.end(pod.id, keep=True)
+    return pod, said
+
+
+def stop(fleet: Fleet, run: str | None = None) -> tuple[Pod, str]:
+    """
+    Let a training save, and end its pod; one that kidspeech did not make is stopped, and keeps its disk.
+    """
+    pod = pick(fleet, run)
+    said = halt(fleet, pod)
+    fleet.end(pod.id, keep=not pod.ours)
+    return pod, said
+
+
+def terminate(fleet: Fleet, run: str | None = None) -> Pod:
+    """
+    Delete a pod, whatever it does.
+
+    Raises:
+        InputError: kidspeech did not make it, so what is on its disk is not kidspeech's to delete.
+    """
+    pod = pick(fleet, run, alive=False)
+    if not pod.ours:
+        msg = f"pod {pod.id} ({pod.name}) was not made by kidspeech: `kidspeech runpod stop` stops it and keeps its disk"
+        raise InputError(msg)
+    fleet.end(pod.id)
+    return pod
 
 
 def overdue(fleet: Fleet) -> list[Pod]:
     """
-    Return this project's pods past their deadline, and those in an error.
+    Return all pods of the account that kidspeech made and that are past their deadline or in an error: whoever made them
+    is past caring for them.
     """
     limit = fleet.api.now() - LATE
     return [
         pod
-        for pod in fleet.ours()
+        for pod in fleet.api.pods()
         if pod.ours and ((pod.deadline is not None and pod.deadline < limit) or pod.status == "ERROR")
     ]
 
 
-def _report(fleet: Fleet, pod: Pod, mount: str, *, look_inside: bool) -> Report:
+def _report(fleet: Fleet, pod: Pod) -> Report:
     now = fleet.api.now()
     hours = max(0.0, now - pod.created.timestamp()) / 3600 if pod.created else 0.0
     run, training, last = pod.env.get(RUN, ""), "", ""
-    if look_inside and pod.status == "RUNNING" and run:
+    if pod.status == "RUNNING" and run:
         try:
-            state = reconnect(fleet, pod).state(f"{mount}/kidspeech/jobs/{run}")
+            state = reconnect(fleet, pod).state(Places(fleet.settings.mount).job(run))
             training, last = "running" if state.running else "idle", state.last
         except (RemoteError, SshError) as error:
             training = f"can't be seen: {error}"

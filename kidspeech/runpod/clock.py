@@ -9,6 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+MAX_HOURS = 12.0
+"""How long a pod with a training may live, if nobody says otherwise."""
+UP_HOURS = 2.0
+"""And one without."""
+
 
 @dataclass(frozen=True)
 class Clock:

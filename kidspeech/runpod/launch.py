@@ -8,7 +8,7 @@ by this process, or without it by the watchdog in the pod. Called again, each st
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,12 @@ from kidspeech.errors import BusyError
 from kidspeech.progress import Progress, silent
 from kidspeech.runpod.api import RunPod
 from kidspeech.runpod.bring_home import Fetched, fetch, fetch_finished, report_failure
+from kidspeech.runpod.catalog import first_that_has_one
 from kidspeech.runpod.clock import Clock, Timing
 from kidspeech.runpod.follow import Follower, OnLine
 from kidspeech.runpod.models import Pod
-from kidspeech.runpod.plan import Plan
+from kidspeech.runpod.places import CACHE, CODE
+from kidspeech.runpod.plan import Plan, remember_home
 from kidspeech.runpod.pods import Fleet
 from kidspeech.runpod.remote import KIDSPEECH, JobState, Remote
 from kidspeech.runpod.sums import scan
@@ -53,7 +55,7 @@ class Outcome:
 
 
 def run(
-    plan: Plan,
+    plans: Sequence[Plan],
     api: RunPod,
     *,
     detach: bool = False,
@@ -63,10 +65,11 @@ def run(
     timing: Timing | None = None,
 ) -> Outcome:
     """
-    Carry out *plan*: push, obtain a pod, wait for it, set it up, train, follow, fetch, end it.
+    Carry out the first of *plans* whose data centre has a GPU: push, obtain a pod, wait for it, set it up, train, follow,
+    fetch, end it.
 
     Args:
-        plan: from make_plan, which is step 1.
+        plans: from make_plans, which is step 1.
         api: the session it was made with.
         detach: return when the training runs. Ctrl-C while following does the same.
         progress: told of each step.
@@ -75,10 +78,16 @@ def run(
 
     Raises:
         RemoteError: with what has ended and what has not; billing has, unless the message says otherwise.
+        CapacityError: no data centre has a GPU; nothing was started.
         JobError: the training failed. Logs and checkpoints are on the volume, and its log is in the run folder.
         BusyError: --force-restart, while a training runs.
     """
-    return Launch(plan, Fleet(plan.settings, api, clock or Clock(), timing or Timing()), progress, on_line).run(detach=detach)
+
+    def carry_out(plan: Plan) -> Outcome:
+        fleet = Fleet(plan.settings, api, clock or Clock(), timing or Timing())
+        return Launch(plan, fleet, progress, on_line).run(detach=detach)
+
+    return first_that_has_one(plans, carry_out)
 
 
 class Launch:
@@ -152,6 +161,7 @@ class Launch:
         self.progress("3/7 obtaining a pod", 0, 0)
         found = pod is not None
         pod = pod or self.fleet.obtain(self.plan, self.progress)
+        remember_home(self.plan)
         # A pod that was found may be another controller's, until this one holds the lock.
         with nullcontext() if found else self.fleet.or_end(pod):
             self.progress("4/7 waiting for the pod", 0, 0, pod.id)
@@ -197,8 +207,8 @@ class Launch:
                 push_rsync(remote.shell, folder, items, goal, self.progress, self.fleet.clock)
             remote.verify(goal, int(self.fleet.timing.visible))
         ours = bundle()
-        code = self.plan.places.path(f"kidspeech/code/{ours.fingerprint}")
-        remote.set_up(ours, code, self.plan.places.path("kidspeech/cache"), self.fleet.timing.setup)
+        code = self.plan.places.path(f"{CODE}/{ours.fingerprint}")
+        remote.set_up(ours, code, self.plan.places.path(CACHE), self.fleet.timing.setup)
         recipe = Path(self.plan.order.recipe)
         if not recipe.is_file():
             return self.plan.order.recipe
@@ -216,7 +226,9 @@ class Launch:
             if state.owner and state.owner != remote.pod_id and state.ended is None and self._alive(state.owner):
                 return False
             command = self.plan.command(KIDSPEECH, recipe, restart=self.restart)
-            if remote.start(self.job, state.generation + 1, self.plan.fingerprint, self._run_folder, command):
+            if remote.start(
+                self.job, state.generation + 1, self.plan.fingerprint, self.plan.places.run(self.plan.run), command
+            ):
                 self.restart = False  # from now on the same command resumes
                 return True
         return False
@@ -261,10 +273,6 @@ class Launch:
     def _dollars(self, pod: Pod) -> float:
         since = pod.created.timestamp() if pod.created else self.fleet.api.now()
         return pod.cost * max(0.0, self.fleet.api.now() - since) / 3600
-
-    @property
-    def _run_folder(self) -> str:
-        return self.plan.places.path(self.plan.run_key)
 
     def _known_sums(self, folder: Path) -> Path:
         return self.plan.settings.folder / "sums" / f"{folder.resolve().name}.json"

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kidspeech.errors import ApiError, KidspeechError
+from kidspeech.errors import ApiError, KidspeechError, SshError
 from kidspeech.progress import Progress, silent
 from kidspeech.runpod.clock import polls
 from kidspeech.runpod.doctor import Check
 from kidspeech.runpod.models import Pod
-from kidspeech.runpod.plan import Order, Plan, choose
+from kidspeech.runpod.places import PROBE
+from kidspeech.runpod.plan import Order, Plan, plans_of
 from kidspeech.runpod.pods import Fleet
 from kidspeech.runpod.remote import Remote
 from kidspeech.runpod.s3 import connect
 from kidspeech.runpod.volume import open_volume
 
-PROBE = "kidspeech/probe"
 LIMIT = 0.5  # hours until the probe's own deadline
 
 
@@ -77,10 +77,7 @@ def examine_live(fleet: Fleet, progress: Progress = silent) -> list[Check]:
 
 @contextmanager
 def _a_pod(fleet: Fleet, progress: Progress) -> Iterator[tuple[Pod, Plan]]:
-    volume = fleet.api.volume(fleet.settings.volume_id)
-    candidates = choose(fleet.api.gpus(), fleet.settings.gpu_types, volume)
-    order = Order("", Path(), Path("doctor"), max_hours=LIMIT)
-    plan = Plan(order, fleet.settings, volume, candidates, ())
+    plan = plans_of(Order("", Path(), Path("doctor"), max_hours=LIMIT), fleet.settings, fleet.api)[0]
     pod = fleet.obtain(plan, progress)
     try:
         yield pod, plan
@@ -142,11 +139,11 @@ def _self_terminate(fleet: Fleet, pod: Pod, remote: Remote) -> str:
     Let the watchdog do what it does at its end: it reads the key from the container and asks the API.
     """
     began = time.monotonic()
-    fire = (
-        'pkill -f "$HOME/.kidspeech/watchdog.sh"; sleep 1; KIDSPEECH_DEADLINE=1 setsid bash "$HOME/.kidspeech/watchdog.sh" &'
-    )
-    remote.install({**pod.env, "KIDSPEECH_DEADLINE": "1"})
-    remote.shell.run(["bash", "-c", f"({fire}) >/dev/null 2>&1 </dev/null"])
+    remote.install(pod.env)
+    kill = 'cd "$HOME/.kidspeech" && kill "$(cat watchdog.pid)" && flock -w 10 watchdog.lock true'
+    remote.shell.run(["bash", "-c", kill])
+    with suppress(SshError):  # one anew, whose deadline is over: the pod may be gone before it answers
+        remote.install({**pod.env, "KIDSPEECH_DEADLINE": "1"})
     for _ in polls(fleet.clock, 120, 2):
         if fleet.api.pod(pod.id) is None:
             return f"gone after {time.monotonic() - began:.0f} s"
@@ -158,7 +155,7 @@ def _s3_looks(fleet: Fleet) -> Iterator[tuple[str, Callable[[], str]]]:
     s3 = fleet.settings.s3
     if s3 is None:
         return
-    plan_volume = fleet.api.volume(fleet.settings.volume_id)
+    plan_volume = fleet.volume()
     volume = open_volume(s3, plan_volume, fleet.clock)
 
     def round_trip() -> str:

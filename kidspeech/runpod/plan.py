@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kidspeech.config import Recipe, load_recipe
-from kidspeech.errors import CapacityError, DatasetError, InputError, SettingsError
+from kidspeech.errors import DatasetError, InputError, writing
+from kidspeech.launcher import train_words
 from kidspeech.runpod.api import RunPod
-from kidspeech.runpod.models import GpuType, NetworkVolume
+from kidspeech.runpod.catalog import Candidate, choose, rank
+from kidspeech.runpod.clock import MAX_HOURS
+from kidspeech.runpod.models import RUN, NetworkVolume
+from kidspeech.runpod.places import CACHE, MODELS, Places, data_key, job_key, run_key
 from kidspeech.runpod.settings import Settings
-
-MAX_HOURS = 12.0
-CUDA_TAG = re.compile(r"cu(\d{2})(\d)")
 
 
 @dataclass(frozen=True)
@@ -37,33 +38,6 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """
-    A kind of machine to ask for, in one data centre.
-    """
-
-    gpu: str
-    data_center: str
-    price: float
-    stock: str
-
-
-@dataclass(frozen=True)
-class Places:
-    """
-    Where things lie: keys on the volume, and with the mount before them paths in a pod.
-    """
-
-    mount: str
-
-    def path(self, key: str) -> str:
-        """
-        Return the path in a pod of a key on the volume.
-        """
-        return f"{self.mount}/{key}"
-
-
-@dataclass(frozen=True)
 class Plan:
     """
     An order that can be carried out.
@@ -79,23 +53,23 @@ class Plan:
     @property
     def run(self) -> str:
         """
-        The run's name: of its folder here and on the volume, of its pods and its lock.
+        The run's name.
         """
-        return self.order.out.resolve().name
+        return run_of(self.order)
 
     @property
     def run_key(self) -> str:
         """
         The run folder on the volume.
         """
-        return f"kidspeech/runs/{self.run}"
+        return run_key(self.run)
 
     @property
     def job_key(self) -> str:
         """
         The folder beside it with the log and the owners.
         """
-        return f"kidspeech/jobs/{self.run}"
+        return job_key(self.run)
 
     @property
     def places(self) -> Places:
@@ -129,36 +103,28 @@ class Plan:
             restart: whether to begin anew.
         """
         keys = dict(self.uploads)
-        data = self.places.path(keys[self.order.data])
-        flags = [flag for flag, given in (("--debug", self.order.debug), ("--force-restart", restart)) if given]
-        weights = [f"model.pretrained={self.places.path(key)}" for key in keys.values() if key.startswith("kidspeech/models/")]
-        out = self.places.path(self.run_key)
+        weights = [f"model.pretrained={self.places.path(key)}" for key in keys.values() if key.startswith(f"{MODELS}/")]
         # The image turns this on for a package that a fresh environment lacks, and downloads then fail.
-        hub = [f"HF_HOME={self.places.path('kidspeech/cache/huggingface')}", "HF_HUB_ENABLE_HF_TRANSFER=0"]
-        return [
-            "env",
-            *hub,
-            *kidspeech,
-            "train",
+        hub = [f"HF_HOME={self.places.path(CACHE)}/huggingface", "HF_HUB_ENABLE_HF_TRANSFER=0"]
+        words = train_words(
             recipe,
-            "--data",
-            data,
-            "--out",
-            out,
-            *flags,
-            *self.order.overrides,
-            *weights,
-        ]
+            self.places.path(keys[self.order.data]),
+            self.places.path(self.run_key),
+            [*self.order.overrides, *weights],
+            debug=self.order.debug,
+            force_restart=restart,
+        )
+        return ["env", *hub, *kidspeech, "train", *words]
 
 
-def make_plan(order: Order, settings: Settings, api: RunPod) -> Plan:
+def make_plans(order: Order, settings: Settings, api: RunPod) -> tuple[Plan, ...]:
     """
-    Check the order, the keys, the volume and what GPUs are there.
+    Check the order, the keys, the volumes and what GPUs are there, and return a plan for each data centre to try.
 
     Raises:
         InputError: the recipe, the dataset, the run folder's name or the ssh key can't be used.
         ApiError: RunPod does not accept the key, or has no such volume.
-        CapacityError: the volume's data centre has never had one of these GPUs.
+        SettingsError: RunPod has no such type of GPU.
     """
     recipe = load_recipe(order.recipe, order.overrides)
     uploads = _uploads(order, recipe)
@@ -169,57 +135,78 @@ def make_plan(order: Order, settings: Settings, api: RunPod) -> Plan:
         msg = "--max-hours must be above 0"
         raise InputError(msg)
     _ = settings.public_key  # raises where there is none
-    volume = api.volume(settings.volume_id)
-    candidates = choose(api.gpus(), order.gpus or settings.gpu_types, volume)
-    return Plan(order, settings, volume, candidates, uploads)
+    return plans_of(order, settings, api, uploads)
 
 
-def choose(catalog: Sequence[GpuType], wanted: Sequence[str], volume: NetworkVolume) -> tuple[Candidate, ...]:
+def plans_of(order: Order, settings: Settings, api: RunPod, uploads: tuple[tuple[Path, str], ...] = ()) -> tuple[Plan, ...]:
     """
-    Return the candidates in the user's order, those with stock first.
+    Return a plan for each of the settings' volumes, those in data centres with the best GPU in stock first.
 
-    The catalog's stock is a hint of minutes ago, so a type that it says is gone is still asked for, last.
+    A run stays on the volume that it began on, because its checkpoints are there: then that is the only one.
+    """
+    ids = _home(order, settings, api) or settings.volume_ids
+    catalog, wanted = api.gpus(), order.gpus or settings.gpu_types
+    plans = [
+        Plan(order, settings, volume, choose(catalog, wanted, volume), uploads)
+        for volume in (api.volume(volume_id) for volume_id in ids)
+    ]
+    return tuple(sorted(plans, key=lambda plan: rank(plan.candidates)))
+
+
+def _home(order: Order, settings: Settings, api: RunPod) -> tuple[str, ...]:
+    """
+    Return the volume that a run began on: its pod has it, or this project's folder remembers.
+    """
+    if len(settings.volume_ids) == 1:
+        return settings.volume_ids
+    pods = [pod for pod in api.pods() if pod.ours and pod.env.get(RUN) == run_of(order)]
+    known = home_of(settings, run_of(order))
+    for volume_id in settings.volume_ids:
+        if any(pod.holds(volume_id) for pod in pods) or (known == volume_id and not order.force_restart):
+            return (volume_id,)
+    return ()
+
+
+def run_of(order: Order) -> str:
+    """
+    Return the run's name: of its folder here and on the volume, of its pods and its lock.
+    """
+    return order.out.resolve().name
+
+
+def home_of(settings: Settings, run: str) -> str:
+    """
+    Return the id of the volume that remember_home wrote down; "" where it did not.
+    """
+    file = _home_file(settings, run)
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+
+
+def remember_home(plan: Plan) -> None:
+    """
+    Write down which volume a run's checkpoints lie on, for the next call of the same command.
 
     Raises:
-        SettingsError: no such GPU type.
+        StorageError: the project's folder can't be written.
     """
-    by_id = {name.lower(): gpu for gpu in catalog for name in (gpu.id, gpu.name)}
-    unknown = [name for name in wanted if name.lower() not in by_id]
-    if unknown or not wanted:
-        names = ", ".join(sorted(f'"{gpu.id}"' for gpu in catalog))
-        msg = f"GPU_TYPE {', '.join(unknown) or 'is empty'}: the catalog has {names}"
-        raise SettingsError(msg)
-    center = volume.data_center.upper()  # lower case is accepted by the API and breaks things later
-    found = [by_id[name.lower()] for name in wanted]
-    all_of_them = [Candidate(gpu.id, center, gpu.price.secure, gpu.stock(center)) for gpu in found]
-    return tuple(sorted(all_of_them, key=lambda candidate: candidate.stock == "NONE"))
+    file = _home_file(plan.settings, plan.run)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file.write_text(f"{plan.volume.id}\n", encoding="utf-8")
 
 
-def cuda_of(image: str) -> str | None:
-    """
-    Return the CUDA version an image's name tells ("12.8" of cu1281), which the host's driver must know.
-    """
-    match = CUDA_TAG.search(image.rpartition(":")[2])
-    return f"{match[1]}.{match[2]}" if match else None
-
-
-def no_capacity(refusals: Sequence[str], plan: Plan) -> CapacityError:
-    """
-    Return the error that says who was asked and what each said.
-    """
-    lines = [f"no GPU to be had in {plan.volume.data_center}, where the volume is:", *dict.fromkeys(refusals)]
-    lines += ["name more types with --gpu or in GPU_TYPE (see `kidspeech runpod gpus`), or try later; nothing was started"]
-    return CapacityError("\n  ".join(lines))
+def _home_file(settings: Settings, run: str) -> Path:
+    return settings.folder / f"{run}.volume"
 
 
 def _uploads(order: Order, recipe: Recipe) -> tuple[tuple[Path, str], ...]:
     if not order.data.is_dir() or not any(order.data.iterdir()):
         msg = f"no dataset at {order.data}: make one with `kidspeech prepare`"
         raise DatasetError(msg)
-    found = [(order.data, f"kidspeech/data/{_name(order.data)}")]
+    found = [(order.data, data_key(_name(order.data)))]
     weights = Path(recipe.model.pretrained).expanduser() if recipe.model.pretrained else None
     if weights is not None and weights.is_dir():
-        found += [(weights, f"kidspeech/models/{_name(weights)}")]
+        found += [(weights, f"{MODELS}/{_name(weights)}")]
     return tuple(found)
 
 

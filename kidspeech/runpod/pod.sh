@@ -100,11 +100,26 @@ hold() { # SECONDS: keep the pod without a job
   tmux -S "$sock" new-session -d -s hold flock -s "$state/in-use.lock" sleep "$1"
 }
 
-curves() { # RUN PORT: tensorboard in tmux, once
-  tmux -S "$sock" has-session -t curves 2>/dev/null && return
-  tmux -S "$sock" new-session -d -s curves \
-    "$state/env/bin/python" -m tensorboard.main --logdir "$1/tensorboard" --host 127.0.0.1 --port "$2"
-  sleep 2
+curves() { # RUN PORT: tensorboard in tmux, once, on that port or the next free one; says which when it answers
+  local port=$2
+  if ! tmux -S "$sock" has-session -t curves 2>/dev/null; then
+    while listens "$port"; do port=$((port + 1)); done
+    echo "$port" >"$state/curves.port"
+    tmux -S "$sock" new-session -d -s curves \
+      "$state/env/bin/python" -m tensorboard.main --logdir "$1/tensorboard" --host 127.0.0.1 --port "$port"
+  fi
+  port=$(cat "$state/curves.port")
+  for _ in $(seq 250); do # it takes seconds to import
+    listens "$port" && { echo "$port"; return; }
+    tmux -S "$sock" has-session -t curves 2>/dev/null || break
+    sleep 0.2
+  done
+  echo "tensorboard does not start on the pod" >&2
+  exit 1
+}
+
+listens() { # PORT: whether somebody does, on the pod's loopback
+  (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null
 }
 
 verify() { # FOLDER SECONDS: wait until an upload shows here whole, byte for byte

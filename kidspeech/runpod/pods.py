@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import logging
 import secrets
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from kidspeech.errors import ApiError, RemoteError, SshError
+from kidspeech.errors import ApiError, BusyError, RemoteError, SettingsError, SshError
 from kidspeech.progress import Progress, silent
 from kidspeech.runpod.api import RunPod, is_full
+from kidspeech.runpod.catalog import Candidate, cuda_of, no_capacity
 from kidspeech.runpod.clock import Clock, Timing, polls
-from kidspeech.runpod.models import ALIVE, DEADLINE, END, PREFIX, RUN, Pod
-from kidspeech.runpod.plan import Candidate, Plan, cuda_of, no_capacity
+from kidspeech.runpod.interrupts import uninterrupted
+from kidspeech.runpod.models import ALIVE, DEADLINE, END, PREFIX, RUN, NetworkVolume, Pod
+from kidspeech.runpod.plan import Plan
 from kidspeech.runpod.settings import Settings, write_pod_id
 from kidspeech.runpod.ssh import Shell, target
 
@@ -49,14 +49,31 @@ class Fleet:
         Return the pods of a run that cost money, oldest first.
         """
         alive = [pod for pod in self.api.pods() if pod.ours and pod.env.get(RUN) == run and pod.status in ALIVE]
-        mine = [pod for pod in alive if pod.holds(self.settings.volume_id)]
-        return sorted(mine, key=lambda pod: (pod.created.timestamp() if pod.created else 0.0, pod.id))
+        return sorted(filter(self._here, alive), key=lambda pod: (pod.created.timestamp() if pod.created else 0.0, pod.id))
 
     def ours(self) -> list[Pod]:
         """
-        Return all pods with this project's name, and the one of POD_ID whatever its name.
+        Return the pods that kidspeech made on this project's volumes, and the one of POD_ID whoever made it.
         """
-        return [pod for pod in self.api.pods() if pod.ours or pod.id == self.settings.pod_id]
+        return [pod for pod in self.api.pods() if (pod.ours and self._here(pod)) or pod.id == self.settings.pod_id]
+
+    def volumes(self) -> list[NetworkVolume]:
+        """
+        Return this project's volumes.
+        """
+        return [self.api.volume(volume_id) for volume_id in self.settings.volume_ids]
+
+    def volume(self, volume_id: str | None = None) -> NetworkVolume:
+        """
+        Return the volume of that id, or the first one.
+
+        Raises:
+            SettingsError: it is none of this project's.
+        """
+        if volume_id is not None and volume_id not in self.settings.volume_ids:
+            msg = f"--volume {volume_id}: NETWORK_VOLUME_ID lists {', '.join(self.settings.volume_ids)}"
+            raise SettingsError(msg)
+        return self.api.volume(volume_id or self.settings.volume_ids[0])
 
     def obtain(self, plan: Plan, progress: Progress = silent) -> Pod:
         """
@@ -171,7 +188,7 @@ class Fleet:
                 if error.status not in {400, 403} and not is_full(error):
                     raise
                 refusals += [f"{candidate.gpu}: {error}"]
-        raise no_capacity(refusals, plan)
+        raise no_capacity(refusals, plan.volume)
 
     def _create_one(self, plan: Plan, candidate: Candidate) -> Pod:
         body = self.specification(plan, candidate)
@@ -195,6 +212,9 @@ class Fleet:
             return pod
         log.warning("another controller was faster with pod %s; ending ours", first.id)
         self.end(pod.id)
+        if not first.holds(plan.volume.id):
+            msg = f"another controller has just begun this run on another volume (pod {first.id}); the same command joins it"
+            raise BusyError(msg)
         write_pod_id(self.settings.path, first.id)
         return first
 
@@ -233,6 +253,9 @@ class Fleet:
             "KIDSPEECH_NOTES": plan.places.path(f"{plan.job_key}/pods.log"),
         }
 
+    def _here(self, pod: Pod) -> bool:
+        return any(pod.holds(volume_id) for volume_id in self.settings.volume_ids)
+
     def _words(self, pod: Pod) -> str:
         lines = self.api.log_tail(pod.id, 5)
         return f"\n  its host says: {' | '.join(lines)}" if lines else ""
@@ -253,25 +276,6 @@ class Fleet:
                 self.end(pod_id, keep=keep)
         except (RemoteError, KeyboardInterrupt) as error:
             log.error("%s", error)
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """
-    Hold back Ctrl-C while the block runs: a pod that is half ended still costs.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if came:
-        raise KeyboardInterrupt
 
 
 def script(name: str) -> str:

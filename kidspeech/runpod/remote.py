@@ -4,6 +4,7 @@ The pod's side, as verbs: each call sends one command of pod.sh over ssh and rea
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kidspeech.errors import JobError, RemoteError, SshError
 from kidspeech.runpod.pods import script
-from kidspeech.runpod.ssh import Shell, plain
+from kidspeech.runpod.ssh import Shell, clean_environ, plain, ssh_argv
 from kidspeech.runpod.sums import read_sums
 from kidspeech.runpod.wheel import Bundle
 
@@ -23,6 +24,7 @@ BOOTSTRAP = ("sh", "-c", 'exec bash "$HOME/.kidspeech/bootstrap.sh" "$@"', "boot
 KIDSPEECH = ("sh", "-c", 'exec "$HOME/.kidspeech/env/bin/kidspeech" "$@"', "kidspeech")
 """The program on the pod, as words: only its shell knows its home folder."""
 TENSORBOARD_PORT = 6006
+"""Where it is looked for a free one from."""
 ALREADY_RUNS, OUTNUMBERED = 75, 76
 
 
@@ -181,9 +183,18 @@ class Remote:
     def tensorboard(self, run: str) -> int:
         """
         Serve a run's curves on the pod's loopback, and return the port there.
+
+        Raises:
+            SshError: it does not start.
         """
-        self._verb("curves", run, str(TENSORBOARD_PORT))
-        return TENSORBOARD_PORT
+        return int(self._verb("curves", run, str(TENSORBOARD_PORT)))
+
+    def attach(self) -> int:
+        """
+        Open the pod's tmux in this terminal, and return ssh's exit code when the user leaves it.
+        """
+        argv = ssh_argv(self.shell.target, [*VERB, "attach"], tty=True)
+        return subprocess.run(argv, env=clean_environ(), check=False).returncode
 
     def verify(self, folder: str, seconds: int) -> None:
         """

@@ -46,7 +46,7 @@ def connect(s3: S3Settings, volume: NetworkVolume) -> Any:
     return boto3.client(
         "s3",
         endpoint_url=s3.endpoint or f"https://s3api-{volume.data_center.lower()}.runpod.io/",
-        aws_access_key_id=s3.access_key,
+        aws_access_key_id=s3.access_key.get_secret_value(),
         aws_secret_access_key=s3.secret_key.get_secret_value(),
         config=settings,
     )

@@ -35,7 +35,7 @@ class S3Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    access_key: str
+    access_key: SecretStr
     secret_key: SecretStr
     bucket: str = ""
     endpoint: str = ""
@@ -51,7 +51,8 @@ class Settings(BaseModel):
 
     path: Path
     api_key: SecretStr
-    volume_id: str
+    volume_ids: tuple[str, ...]
+    """Network volumes, each in its data centre; the first is the one that commands mean where none is named."""
     pod_id: str = ""
     ssh_key: Path
     gpu_types: tuple[str, ...]
@@ -96,7 +97,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
     return Settings(
         path=file,
         api_key=SecretStr(values["RUNPOD_API_KEY"]),
-        volume_id=values["NETWORK_VOLUME_ID"],
+        volume_ids=_list(values["NETWORK_VOLUME_ID"]),
         pod_id=values.get("POD_ID", ""),
         ssh_key=Path(values.get("SSH_KEY_PATH", "~/.ssh/id_ed25519")).expanduser(),
         gpu_types=_list(values.get("GPU_TYPE", GPU_TYPE)),
@@ -159,7 +160,7 @@ def _unquote(value: str) -> str:
 
 def _list(value: str) -> tuple[str, ...]:
     """
-    Split GPU names at commas, or at quotes: "A", "B" and A, B and "A" "B" all give two.
+    Split names at commas, or at quotes: "A", "B" and A, B and "A" "B" all give two.
     """
     parts = value.split(",") if "," in value or '"' not in value else shlex.split(value)
     return tuple(name for part in parts if (name := part.strip().strip("\"'")))
@@ -171,8 +172,11 @@ def _problems(values: Mapping[str, str]) -> list[str]:
     if sum(key in values for key in pair) == 1:
         missing += [f"{' and '.join(pair)} belong together; only one is set"]
     wrong = []
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", values.get("NETWORK_VOLUME_ID", "x")):
+    volumes = _list(values.get("NETWORK_VOLUME_ID", "x"))
+    if not all(re.fullmatch(r"[A-Za-z0-9_-]+", volume) for volume in volumes):
         wrong += ["NETWORK_VOLUME_ID is not a volume's id (it is not shown here, in case it is a key)"]
+    if len(volumes) > 1 and values.keys() & {"RUNPOD_S3_BUCKET", "RUNPOD_S3_REGION"}:
+        wrong += ["RUNPOD_S3_BUCKET and RUNPOD_S3_REGION name one volume, NETWORK_VOLUME_ID lists several: leave them empty"]
     if not re.fullmatch(r"[A-Za-z0-9_-]*", values.get("POD_ID", "")):
         wrong += ["POD_ID is not a pod's id"]
     if not re.fullmatch(r"/[A-Za-z0-9._/-]+", values.get("RUNPOD_MOUNT", "/workspace")):
@@ -184,7 +188,7 @@ def _s3(values: Mapping[str, str]) -> S3Settings | None:
     if "AWS_ACCESS_KEY_ID" not in values:
         return None
     return S3Settings(
-        access_key=values["AWS_ACCESS_KEY_ID"],
+        access_key=SecretStr(values["AWS_ACCESS_KEY_ID"]),
         secret_key=SecretStr(values["AWS_SECRET_ACCESS_KEY"]),
         bucket=values.get("RUNPOD_S3_BUCKET", ""),
         endpoint=values.get("RUNPOD_S3_ENDPOINT", ""),

@@ -159,7 +159,8 @@ class Shell:
         """
         Lead 127.0.0.1:*here* to the pod's loopback while the block runs.
         """
-        with _started(ssh_argv(self.target, forward=(here, there)), stdout=subprocess.DEVNULL) as process:
+        own = replace(self.target, control=None)  # the shared connection would take the forward over and ssh would return
+        with _started(ssh_argv(own, forward=(here, there)), stdout=subprocess.DEVNULL) as process:
             yield process
 
     def _once(self, remote: Sequence[str], stdin: str, timeout: float) -> str:

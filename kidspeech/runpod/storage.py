@@ -7,17 +7,23 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from kidspeech.errors import InputError, RemoteError
+from kidspeech.progress import Progress, silent
+from kidspeech.runpod.care import reconnect
+from kidspeech.runpod.models import ALIVE, RUN, NetworkVolume, Pod
+from kidspeech.runpod.places import CACHE, CODE, ROOT, Places, data_key, job_key, run_key
+from kidspeech.runpod.pods import Fleet
 from kidspeech.runpod.ssh import Shell, plain
-from kidspeech.runpod.volume import Entry, Volume
+from kidspeech.runpod.sums import scan
+from kidspeech.runpod.sync import push_rsync, push_s3
+from kidspeech.runpod.volume import Entry, Volume, open_volume
 
-ROOT = "kidspeech"
-"""The only folder of the volume that kidspeech writes to, and the only one it deletes from."""
-STEP = re.compile(r"kidspeech/runs/([^/]+)/step-(\d+)/")
-ASIDE = re.compile(r"kidspeech/runs/([^/]+\.\d+)/")
-OLD_LOG = re.compile(r"kidspeech/jobs/([^/]+)/logs/(?!current\.log)")
+STEP = re.compile(run_key(r"([^/]+)/step-(\d+)/"))
+ASIDE = re.compile(run_key(r"([^/]+\.\d+)/"))
+OLD_LOG = re.compile(job_key(r"([^/]+)/logs/(?!current\.log)"))
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,50 @@ class OverSsh:
                 yield Entry(plain(path.removeprefix(f"{self._mount}/")), None if kind == "d" else int(size))
 
 
+def open_storage(fleet: Fleet, volume_id: str | None = None) -> Volume | OverSsh:
+    """
+    Return a volume by its S3 door, or through a pod that has it.
+
+    Raises:
+        InputError: there are no S3 keys, and no pod has it.
+    """
+    wanted = fleet.volume(volume_id)
+    if fleet.settings.s3:
+        return open_volume(fleet.settings.s3, wanted, fleet.clock)
+    return OverSsh(reconnect(fleet, _pod_with(fleet, wanted)).shell, fleet.settings.mount)
+
+
+def push_dataset(fleet: Fleet, folder: Path, volume_id: str | None = None, progress: Progress = silent) -> str:
+    """
+    Bring a dataset to a volume, over S3 or through a pod that has it, and return its key there.
+    """
+    items, key = scan(folder, progress=progress), data_key(folder.resolve().name)
+    storage = open_storage(fleet, volume_id)
+    if isinstance(storage, Volume):
+        push_s3(storage, folder, items, key, progress)
+        return key
+    goal = Places(fleet.settings.mount).path(key)
+    remote = reconnect(fleet, _pod_with(fleet, fleet.volume(volume_id)))
+    push_rsync(remote.shell, folder, items, goal, progress)
+    remote.verify(goal, int(fleet.timing.visible))
+    return key
+
+
+def busy_runs(fleet: Fleet) -> set[str]:
+    """
+    Return the runs whose pods are up.
+    """
+    return {pod.env.get(RUN, "") for pod in fleet.ours() if pod.status in ALIVE}
+
+
+def _pod_with(fleet: Fleet, volume: NetworkVolume) -> Pod:
+    pods = [pod for pod in fleet.ours() if pod.status == "RUNNING" and pod.holds(volume.id)]
+    if pods:
+        return pods[0]
+    msg = f"there are no S3 keys, and no pod has the volume {volume.name}: `kidspeech runpod up` first"
+    raise InputError(msg)
+
+
 def leftovers(storage: Volume | OverSsh | Storage, busy: Collection[str] = ()) -> list[Leftover]:
     """
     Return what can go: all but the newest checkpoint of each run, runs that were moved aside, old logs, caches, code.
@@ -148,8 +198,8 @@ def _reason(key: str, newest: dict[str, int], busy: Collection[str]) -> tuple[st
     if aside := ASIDE.match(key):
         return aside[0], "moved aside by --force-restart"
     if (old := OLD_LOG.match(key)) and old[1] not in busy:
-        return f"{ROOT}/jobs/{old[1]}/logs", "logs of earlier starts"
-    for top, why in (("cache", "downloads and pip's cache"), ("code", "kidspeech itself, sent again when needed")):
-        if key.startswith(f"{ROOT}/{top}/") and not busy:
-            return f"{ROOT}/{top}", why
+        return f"{job_key(old[1])}/logs", "logs of earlier starts"
+    for top, why in ((CACHE, "downloads and pip's cache"), (CODE, "kidspeech itself, sent again when needed")):
+        if key.startswith(f"{top}/") and not busy:
+            return top, why
     return None

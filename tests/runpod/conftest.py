@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +21,16 @@ import pytest
 from kidspeech.runpod.api import RunPod
 from kidspeech.runpod.clock import Timing
 from kidspeech.runpod.launch import Outcome, run
-from kidspeech.runpod.plan import Order, make_plan
+from kidspeech.runpod.plan import Order, make_plans
 from kidspeech.runpod.settings import Settings, load_settings
 
 from .fake_api import KEY, VOLUME, FakeRunPod
 from .fake_pod import MISSING
 from .s3_quirks import ACCESS, S3, SECRET
 
-QUICK = Timing(poll=0.2, ready=20, setup=60, gone=10, visible=10, lost=10, idle=20, watch=1)
+QUICK = Timing(poll=0.2, ready=60, setup=120, gone=30, visible=30, lost=30, watch=1)
+"""Polls often; how long things may take is generous, because this machine may be busy, and idle is the real one."""
+PROMISE = 300  # seconds within which a pod for which there is nothing left to do costs nothing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -71,13 +74,28 @@ def short() -> Iterator[Path]:
 
 
 @pytest.fixture
-def cloud(needs_pod: None, short: Path) -> Iterator[FakeRunPod]:
+def cloud(needs_pod: None, short: Path, request: pytest.FixtureRequest) -> Iterator[FakeRunPod]:
     """
-    Start the service. At the end, whatever the test did, no request or answer may contradict RunPod's document.
+    Start the service. At the end, whatever the test did, no request or answer may contradict RunPod's document, and no pod
+    may have cost money for longer than promised after there was nothing left to do for it.
     """
     with FakeRunPod(short) as service:
         yield service
+        write_ledger(request.node.name, service)
     assert service.wrong == []
+    assert [e for e in service.ledger if service.over and e.ended and e.ended - service.over > PROMISE] == []
+
+
+def write_ledger(test: str, service: FakeRunPod) -> None:
+    """
+    Append the ledger to the file that tests/bench/ledger.py names, for its table.
+    """
+    if not (file := os.environ.get("KIDSPEECH_LEDGER")):
+        return
+    over = service.over or service.now()
+    lives = [(e.by, e.ended - e.began, max(0.0, e.ended - over)) for e in service.ledger if e.ended]
+    with Path(file).open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"test": test, "lives": lives, "alive": len(service.alive())}) + "\n")
 
 
 @pytest.fixture
@@ -88,6 +106,33 @@ def s3(cloud: FakeRunPod) -> Iterator[S3]:
     pytest.importorskip("moto.server", reason="moto[server] plays the volume's S3")
     with S3(VOLUME, cloud.mount) as server:
         yield server
+
+
+def typed(*words: str) -> list[str]:
+    """
+    Return the argument list of a kidspeech command.
+    """
+    return [sys.executable, "-c", "from kidspeech.cli.main import main; main()", *words]
+
+
+def kidspeech(project: Project, *words: str) -> subprocess.CompletedProcess[str]:
+    """
+    Type a command in the project's folder.
+    """
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        typed(*words), cwd=project.folder, capture_output=True, text=True, env=environment, check=False, timeout=1800
+    )
+
+
+def wait_until(seen: Callable[[], object], seconds: float = 120.0) -> None:
+    """
+    Wait for something that surely comes, however busy this machine is.
+    """
+    end = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < end, f"not seen within {seconds:g} s"
+        time.sleep(0.05)
 
 
 @dataclass
@@ -120,8 +165,11 @@ class Project:
     def train(self, *, detach: bool = False, **more: object) -> Outcome:
         settings = self.settings
         with RunPod(settings.api_key, settings.api_url) as api:
-            plan = make_plan(self.order(**more), settings, api)
-            return run(plan, api, detach=detach, progress=self._progress, on_line=self._line, timing=self.timing)
+            plans = make_plans(self.order(**more), settings, api)
+            try:
+                return run(plans, api, detach=detach, progress=self._progress, on_line=self._line, timing=self.timing)
+            finally:
+                self.cloud.over = 0.0 if detach else self.cloud.now()
 
     def with_s3(self, server: S3) -> None:
         """
@@ -134,11 +182,27 @@ class Project:
         file = self.cloud.mount / "kidspeech" / "runs" / f"{run_name}.starts"
         return file.read_text().splitlines() if file.exists() else []
 
-    def wait_for_no_pod(self, seconds: float = 15.0) -> None:
-        end = time.monotonic() + seconds
-        while self.cloud.alive() and time.monotonic() < end:
-            time.sleep(0.1)
-        assert self.cloud.alive() == []
+    def train_for_long(self) -> None:
+        """
+        Let trainings that begin from now on last until something ends them.
+        """
+        self.cloud.image.behaviour.write_text("steps=10000\ndelay=0.2\n")
+
+    def train_to_the_end(self) -> None:
+        """
+        Let trainings that begin from now on end soon, after a few more steps.
+        """
+        done = [int(path.name[5:]) for path in (self.cloud.mount / "kidspeech/runs/r1").glob("step-*")]
+        self.cloud.image.behaviour.write_text(f"steps={max(done, default=0) + 5}\ndelay=0.1\n")
+
+    def leave_alone(self) -> None:
+        """
+        Wait until nothing is at work in the pods, let the idle time go by, and see that their watchdogs end them.
+        """
+        wait_until(lambda: not self.cloud.in_use())
+        self.cloud.over = self.cloud.now()
+        self.cloud.pass_time(self.timing.idle)
+        wait_until(lambda: self.cloud.alive() == [])
 
     def _progress(self, stage: str, done: float, total: float, note: str = "") -> None:
         self.stages.append(f"{stage} {note}".strip())

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from . import openapi
-from .fake_pod import FakePod, Image, user
+from .fake_pod import FakePod, Image, guard, user
 
 KEY = "rpa_SECRETSECRETSECRET"
 VOLUME = "vol123abc"
 CENTER = "EU-RO-1"
+VOLUMES = {VOLUME: CENTER, "vol456def": "US-KS-2"}
 GPUS = {"NVIDIA GeForce RTX 4090": 0.69, "NVIDIA L40S": 0.86, "NVIDIA A40": 0.40}
 NO_INSTANCES = "There are no longer any instances available with the requested specifications. Please refresh and try again."
 HOST_FULL = "There are not enough free GPUs on the host machine to start this pod."
@@ -65,14 +66,20 @@ class FakeRunPod:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.mount = folder / "volume"
-        self.mount.mkdir(parents=True)
+        self.mount = folder / "volume"  # of the pod that was created last: all pods here share one file system
+        for volume in VOLUMES:
+            (folder / volume).mkdir(parents=True)
+        self._put_at_mount(VOLUME)
         self.image = Image(folder / "image")
         self.pods: dict[str, dict[str, Any]] = {}
         self.machines: dict[str, FakePod] = {}
         self.ledger: list[Entry] = []
+        self.passed = 0  # seconds that went by without anybody waiting for them
+        self.over = 0.0  # when there was nothing left to do for a pod
         self.faults: list[Fault] = []
         self.full: set[str] = set()  # GPU types without capacity
+        self.full_centers: set[str] = set()  # data centres without any
+        self.stock_known = True  # whether the catalog knows it
         self.requests: list[tuple[str, str, str]] = []
         self.wrong: list[str] = []  # against the OpenAPI document
         self.container: dict[str, str] = {}  # environment of every container: FAKE_NO_SSHD=1, FAKE_LATE=2
@@ -89,6 +96,7 @@ class FakeRunPod:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v2"
 
     def __enter__(self) -> FakeRunPod:
+        self._guardian = guard(self.folder)
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return self
 
@@ -97,12 +105,34 @@ class FakeRunPod:
         self._server.server_close()
         for machine in self.machines.values():
             machine.kill()
+        assert self._guardian.stdin is not None
+        self._guardian.stdin.close()
+        self._guardian.wait()
 
     def alive(self) -> list[str]:
         """
         Return the pods that cost money.
         """
         return [entry.pod for entry in self.ledger if entry.ended is None]
+
+    def now(self) -> float:
+        """
+        Return the time that the ledger goes by, in seconds since 1970.
+        """
+        return time.time() + self.passed
+
+    def pass_time(self, seconds: int) -> None:
+        """
+        Let time go by for the ledger and the pods' uptime.
+        """
+        self.passed += seconds
+        self.image.pass_time(self.passed)
+
+    def in_use(self) -> bool:
+        """
+        Tell whether something is at work in a pod that costs money.
+        """
+        return any(self.machines[pod].in_use() for pod in self.alive())
 
     def answer(self, method: str, path: str, key: str, body: Any) -> tuple[int, Any]:
         """
@@ -116,6 +146,16 @@ class FakeRunPod:
         with self._lock:
             return self._route(method, path, body, "watchdog" if own else "controller")
 
+    def add_pod(self, name: str, whose: str = "") -> str:
+        """
+        Bring up a pod that kidspeech did not make here; another project's has another volume.
+        """
+        volume = "vol456def" if whose == "another project's" else VOLUME
+        body = {"name": name, "image": "me/mine", "gpu": {"id": "NVIDIA A40", "count": 1}, "env": {}, "ports": ["22/tcp"]}
+        body |= {"mounts": {"network": [{"volumeId": volume, "path": "/workspace"}]}, "dataCenterIds": [VOLUMES[volume]]}
+        with self._lock:
+            return str(self._create({"cloud": "SECURE", "disk": 20, "args": "", **body})[1]["id"])
+
     def end(self, pod_id: str, by: str, status: str | None = None) -> None:
         """
         End a pod: delete it, or leave it there with *status*.
@@ -123,7 +163,7 @@ class FakeRunPod:
         self.machines[pod_id].kill()
         for entry in self.ledger:
             if entry.pod == pod_id and entry.ended is None:
-                entry.ended, entry.by = time.time(), by
+                entry.ended, entry.by = self.now(), by
         if status is None:
             self.pods.pop(pod_id, None)
         else:
@@ -142,8 +182,9 @@ class FakeRunPod:
             return 200, {"pods": [self._show(pod_id) for pod_id in list(self.pods)]}
         if (method, path) == ("POST", "/pods"):
             return self._create(body)
-        if path == f"/network-volumes/{VOLUME}":
-            return 200, {"id": VOLUME, "name": "kids", "size": 50, "dataCenter": CENTER, "type": "STANDARD"}
+        volume = path.removeprefix("/network-volumes/")
+        if volume in VOLUMES:
+            return 200, {"id": volume, "name": "kids", "size": 50, "dataCenter": VOLUMES[volume], "type": "STANDARD"}
         if path == "/catalog/gpus":
             return 200, {"gpus": [self._gpu(name, price) for name, price in GPUS.items()]}
         match = re.fullmatch(r"/pods/(\w+)(/action|/logs)?", path)
@@ -159,8 +200,11 @@ class FakeRunPod:
         return 200, self._show(match[1])
 
     def _create(self, body: dict[str, Any]) -> tuple[int, Any]:
-        if body["gpu"]["id"] in self.full or body["dataCenterIds"] != [CENTER]:
+        volume = body["mounts"]["network"][0]["volumeId"]
+        center = VOLUMES[volume]
+        if body["gpu"]["id"] in self.full or center in self.full_centers or body["dataCenterIds"] != [center]:
             return _problem(400, NO_INSTANCES)
+        self._put_at_mount(volume)
         pod_id = f"pod{len(self.ledger):03d}{int(time.time() * 1000) % 10**7:07d}"
         own = {"RUNPOD_POD_ID": pod_id, "RUNPOD_API_KEY": f"podkey-{pod_id}"}
         self.pods[pod_id] = {
@@ -172,11 +216,11 @@ class FakeRunPod:
             "cost": GPUS[body["gpu"]["id"]],
             "locked": False,
             "globalNetworking": {"enabled": False},
-            "dataCenterId": CENTER,
+            "dataCenterId": center,
             "createdAt": _stamp(),
             "startedAt": None,
         }
-        self.ledger.append(Entry(pod_id, body["name"], time.time()))
+        self.ledger.append(Entry(pod_id, body["name"], self.now()))
         args = "" if self.ignores_args else body.get("args", "")
         self.machines[pod_id] = FakePod(pod_id, self.folder / "pods" / pod_id, self.image, {**body["env"], **own}, args)
         self._boot(pod_id)
@@ -195,11 +239,15 @@ class FakeRunPod:
         elif action == "start":
             if self.full_host:
                 return _problem(500, HOST_FULL)
-            self.ledger.append(Entry(pod_id, self.pods[pod_id]["name"], time.time()))
+            self.ledger.append(Entry(pod_id, self.pods[pod_id]["name"], self.now()))
             self._boot(pod_id)
         else:
             self.restart_container(pod_id)
         return 200, self._show(pod_id)
+
+    def _put_at_mount(self, volume: str) -> None:
+        self.mount.unlink(missing_ok=True)
+        self.mount.symlink_to(self.folder / volume)
 
     def _boot(self, pod_id: str) -> None:
         self.pods[pod_id]["status"] = self.stuck or "STARTING"
@@ -234,7 +282,9 @@ class FakeRunPod:
         }
 
     def _gpu(self, name: str, price: float) -> dict[str, Any]:
-        stock = "NONE" if name in self.full else "HIGH"
+        def stock(center: str) -> str:
+            return "NONE" if self.stock_known and (name in self.full or center in self.full_centers) else "HIGH"
+
         return {
             "id": name,
             "name": name.removeprefix("NVIDIA ").removeprefix("GeForce "),
@@ -245,8 +295,8 @@ class FakeRunPod:
             "community": False,
             "price": {"secure": price, "community": 0.0},
             "maxCount": {"secure": 8, "community": 0},
-            "availability": stock,
-            "dataCenters": [{"id": CENTER, "name": "Romania", "availability": stock}],
+            "availability": stock(CENTER),
+            "dataCenters": [{"id": c, "name": c, "availability": stock(c)} for c in VOLUMES.values()],
         }
 
 

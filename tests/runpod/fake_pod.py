@@ -32,6 +32,25 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+GUARDIAN = """
+cat >/dev/null
+for _ in 1 2 3; do
+  for pid in $(grep -las -- "$1" /proc/[0-9]*/environ /proc/[0-9]*/cmdline | cut -d/ -f3 | sort -u); do
+    test "$pid" = $$ || kill -9 "$pid" 2>/dev/null
+  done
+done
+"""
+
+
+def guard(folder: Path) -> subprocess.Popen[bytes]:
+    """
+    Start a process that ends whatever has *folder* in its command or environment as soon as its stdin closes: also when
+    the tests are killed, whose pods would go on for ever.
+    """
+    argv = ["bash", "-c", GUARDIAN, "guardian", f"{folder}/"]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, start_new_session=True)
+
+
 class Image:
     """
     What an image brings: /start.sh, and the programs in its PATH.
@@ -40,6 +59,17 @@ class Image:
     def __init__(self, folder: Path) -> None:
         self.bin = folder / "bin"
         self.bin.mkdir(parents=True)
+        self.passed = folder / "passed"
+        """Seconds by which the uptime that a pod reads is ahead: a test lets them go by."""
+        self.pass_time(0)
+        self.program(
+            "cut",
+            f"""
+            test "$3" = /proc/uptime || exec {shutil.which("cut")} "$@"
+            read -r now _ </proc/uptime; read -r passed <{self.passed}
+            echo $((${{now%.*}} + passed))
+        """,
+        )
         self.behaviour = folder / "job.conf"
         """key=value lines that the stand-in for `kidspeech train` reads."""
         self.behaviour.write_text("steps=3\ndelay=0.05\n")
@@ -48,6 +78,14 @@ class Image:
             "start.sh", 'test -z "$FAKE_NO_SSHD" || exec sleep 1000\nsleep "${FAKE_LATE:-0}"\nexec $FAKE_SSHD', self.start
         )
         self.python_without_installing()
+
+    def pass_time(self, seconds: int) -> None:
+        """
+        Set how far ahead the pods' uptime is.
+        """
+        beside = self.passed.with_suffix(".new")
+        beside.write_text(f"{seconds}\n")
+        beside.replace(self.passed)
 
     def program(self, name: str, text: str, path: Path | None = None) -> None:
         """
@@ -149,6 +187,15 @@ class FakePod:
                 break
         return killed
 
+    def in_use(self) -> bool:
+        """
+        Tell whether something but the watchdog and sshd is at work in the container, or its watchdog not yet.
+        """
+        log = self.home / ".kidspeech" / "watchdog.log"
+        words = ("/.kidspeech/pod.sh ", "/.kidspeech/bootstrap.sh ", "rsync --server")
+        at_work = any(word in _command(pid) for pid in self._processes() for word in words)
+        return at_work or not (log.exists() and "on watch" in log.read_text())
+
     def move_port(self) -> None:
         """
         Map ssh to another port, as a restart of the host does.
@@ -201,6 +248,7 @@ class FakePod:
             "PATH": f"{self.image.bin}:{os.environ['PATH']}",
             "FAKE_POD": self.id,
             "PIP_NO_INDEX": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait take the cores from the other tests
         }
         session |= {key: self.env[key] for key in ("RUNPOD_POD_ID", "RUNPOD_API_KEY") if extra.get("FAKE_SESSION_ENV")}
         (self.folder / "sshd_config").write_text(

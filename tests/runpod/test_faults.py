@@ -5,9 +5,9 @@ What goes wrong with RunPod, each with the end it must have: an answer that says
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from kidspeech.errors import ApiError, CapacityError, KidspeechError, RemoteErro
 from kidspeech.runpod.api import RunPod
 from kidspeech.runpod.pods import Fleet
 
-from .conftest import QUICK, Project, make_project
+from .conftest import QUICK, Project, make_project, wait_until
 from .fake_api import GPUS, HOST_FULL, NO_INSTANCES, Fault
 from .s3_quirks import S3
 
 pytestmark = pytest.mark.integration
 CREATE = ("POST", "/pods")
+SILENCE = 3.0  # seconds, one more than the client's patience
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def attribute(**values: object) -> Callable[[Project], object]:
     return lambda project: [setattr(project.cloud, name, value) for name, value in values.items()]
 
 
-def impatient(then: Callable[[Project], object], seconds: float = 2.0) -> Callable[[Project], object]:
+def impatient(then: Callable[[Project], object], seconds: float = 5.0) -> Callable[[Project], object]:
     """
     Break something for which a person would have to wait.
     """
@@ -120,9 +121,9 @@ CASES = [
     Case("500", faulty(*CREATE, 500)),
     Case("502 before it acted", faulty(*CREATE, 502), slow=True),
     Case("502 after it acted", faulty(*CREATE, 502, when="after")),
-    Case("silence before it acted", faulty(*CREATE, hang=1.5), slow=True),
-    Case("silence after it acted", faulty(*CREATE, hang=1.5, when="after")),
-    Case("silence for ever, and it acted", faulty(*CREATE, hang=1.0, when="after", times=9), slow=True),
+    Case("silence before it acted", faulty(*CREATE, hang=SILENCE), slow=True),
+    Case("silence after it acted", faulty(*CREATE, hang=SILENCE, when="after")),
+    Case("silence for ever, and it acted", faulty(*CREATE, hang=SILENCE, when="after", times=9), slow=True),
     Case("terminate is not heard", faulty("POST", "/pods/.*/action", 500, times=3), slow=True),
     Case("never leaves PROVISIONING", impatient(attribute(stuck="PROVISIONING")), RemoteError, "not ready.*pulling .31mimage"),
     Case("ERROR while starting", attribute(stuck="ERROR"), RemoteError, "ended before it was ready: ERROR"),
@@ -149,7 +150,8 @@ def test_ends_well_and_costs_nothing_more(case: Case, project: Project, monkeypa
     """
     Whatever RunPod does, the call ends as it must and the ledger has no open line.
     """
-    monkeypatch.setattr("kidspeech.runpod.api.TIMEOUT", httpx.Timeout(0.7))
+    if case.name.startswith("silence"):
+        monkeypatch.setattr("kidspeech.runpod.api.TIMEOUT", httpx.Timeout(SILENCE - 1))
     monkeypatch.setattr("kidspeech.runpod.api._pauses", lambda: [0.1, 0.2, 0.4, 0.8, None])
     case.break_it(project)
     if case.error is None:
@@ -184,16 +186,14 @@ def test_resumes_a_paused_pod_with_a_new_deadline(project: Project) -> None:
     """
     A paused pod comes back as itself; its watchdog does not end it for the deadline of before.
     """
-    project.cloud.image.behaviour.write_text("steps=20\ndelay=0.2\n")
+    project.train_for_long()
     first = project.train(detach=True).pod
-    for _ in range(600):  # detached when the job is started, and on a busy machine its first line takes a moment more
-        if project.starts():
-            break
-        time.sleep(0.05)
+    wait_until(project.starts)  # detached when the job is started; its first line takes a moment more
     settings = project.settings
     with RunPod(settings.api_key, settings.api_url) as api:
         Fleet(settings, api, timing=QUICK).end(first, keep=True)
     project.cloud.pods[first]["env"]["KIDSPEECH_DEADLINE"] = "1000"
+    project.train_to_the_end()
     outcome = project.train()
     assert outcome.pod == first
     assert project.cloud.alive() == []
@@ -205,7 +205,7 @@ def test_the_deadline_ends_the_training_and_the_pod(project: Project) -> None:
     """
     At --max-hours the training is asked to save, and the controller ends the pod without waiting for its watchdog.
     """
-    project.cloud.image.behaviour.write_text("steps=200\ndelay=0.2\n")
+    project.train_for_long()
     with pytest.raises(RemoteError, match=r"hours|h are over .* the pod has ended"):
         project.train(max_hours=5 / 3600)
     assert [entry.by for entry in project.cloud.ledger] == ["controller"]
@@ -229,27 +229,27 @@ def test_a_clock_that_is_wrong_here_moves_no_deadline(project: Project, monkeypa
 @pytest.mark.slow
 def test_two_controllers_at_once_train_once(project: Project, ssh_key: Path, short: Path) -> None:
     """
-    From two machines with the same keys, one run trains on one pod, and both get its checkpoint.
+    From two machines without S3 keys, one run trains once, and both get its checkpoint.
     """
     project.cloud.image.behaviour.write_text("steps=10\ndelay=0.3\n")
     other = make_project(project.cloud, short / "other", ssh_key)
-    results: list[object] = []
+    errors: list[RemoteError] = []
 
     def train(one: Project) -> None:
         try:
-            results.append(one.train())
-        except KidspeechError as error:
-            results.append(error)
+            one.train()
+        except RemoteError as error:  # the faster one has fetched and ended the pod: the same command again fetches too
+            errors.append(error)
+            one.train()
 
-    threads = [threading.Thread(target=train, args=(one,)) for one in (project, other)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert "DOUBLE" not in project.starts()
-    assert len(project.starts()) == 1
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(train, one) for one in (project, other)]:
+            future.result()
+    assert len(errors) <= 1
+    assert len(project.starts()) == 1, project.starts()
     assert project.cloud.alive() == []
-    assert any(not isinstance(result, Exception) for result in results), results
+    for one in (project, other):
+        assert (one.folder / "runs" / "r1" / "best" / "model.safetensors").is_file()
 
 
 def test_trains_over_s3_and_fetches_a_finished_run_without_a_pod(project: Project, s3: S3) -> None:

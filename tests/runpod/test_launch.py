@@ -4,13 +4,11 @@ One command from a laptop to a finished checkpoint.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from kidspeech.errors import BusyError, JobError, RemoteError
 
-from .conftest import QUICK, Project
+from .conftest import Project
 
 pytestmark = pytest.mark.integration
 
@@ -60,13 +58,11 @@ def test_detached_the_pod_ends_itself(project: Project) -> None:
     """
     With nobody there, the watchdog ends the pod soon after the training; a later call fetches through another pod.
     """
-    project.timing = replace(QUICK, idle=4)
     project.cloud.image.behaviour.write_text("steps=6\ndelay=0.5\n")
     outcome = project.train(detach=True)
     assert outcome.running
-    project.wait_for_no_pod()
+    project.leave_alone()
     assert project.cloud.ledger[0].by == "watchdog"
-    project.timing = QUICK
     again = project.train()
     assert len(again.files) == 3
     assert len(project.starts()) == 1
@@ -77,7 +73,7 @@ def test_resumes_from_the_newest_checkpoint(project: Project) -> None:
     """
     A pod that is terminated under the training costs the steps since its last checkpoint, in the next call.
     """
-    project.cloud.image.behaviour.write_text("steps=8\ndelay=0.2\n")
+    project.train_for_long()
 
     def end(line: str) -> None:
         if line.startswith("step 4") and project.cloud.alive():
@@ -88,6 +84,7 @@ def test_resumes_from_the_newest_checkpoint(project: Project) -> None:
         project.train()
     assert project.cloud.alive() == []
     project.after = lambda _: None
+    project.train_to_the_end()
     project.train()
     assert project.starts()[0].split()[2] == "1"
     assert int(project.starts()[1].split()[2]) >= 4
@@ -142,7 +139,7 @@ def test_force_restart_refuses_a_running_training(project: Project) -> None:
     """
     It never takes a running training's folder away.
     """
-    project.cloud.image.behaviour.write_text("steps=30\ndelay=0.2\n")
+    project.train_for_long()
     outcome = project.train(detach=True)
     with pytest.raises(BusyError, match="kidspeech runpod stop"):
         project.train(force_restart=True)
@@ -154,12 +151,13 @@ def test_a_container_that_restarts_goes_on(project: Project) -> None:
     """
     The watchdog comes back with the container, and the controller starts the training again where it was.
     """
-    project.cloud.image.behaviour.write_text("steps=6\ndelay=0.2\n")
+    project.train_for_long()
     restarted: list[str] = []
 
     def restart(line: str) -> None:
         if line.startswith("step 3") and not restarted:
             restarted.append(line)
+            project.train_to_the_end()
             project.cloud.restart_container(project.cloud.alive()[0])
 
     project.after = restart

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from kidspeech.runpod.catalog import choose, cuda_of
 from kidspeech.runpod.models import Door, GpuType, NetworkVolume, Pod
-from kidspeech.runpod.plan import Order, Plan, choose, cuda_of
+from kidspeech.runpod.plan import Order, Plan
 from kidspeech.runpod.remote import parse_end, parse_state
 from kidspeech.runpod.settings import Settings, load_settings
 from kidspeech.runpod.ssh import Target, clean_environ, plain, rsync_argv, ssh_argv, target

@@ -39,7 +39,7 @@ def volume(s3: S3) -> Volume:
     """
     Open the volume, with pauses that take no time.
     """
-    settings = S3Settings(access_key=ACCESS, secret_key=SecretStr(SECRET), endpoint=s3.url)
+    settings = S3Settings(access_key=SecretStr(ACCESS), secret_key=SecretStr(SECRET), endpoint=s3.url)
     known = NetworkVolume(id="vol123abc", name="kids", size=50, dataCenter="EU-RO-1")
     return open_volume(settings, known, Clock(sleep=lambda _: None))
 
