@@ -21,6 +21,7 @@ from kidspeech.folders import default_cache
 
 CPU_SECONDS = 240.0  # of audio in a micro-batch on a CPU, where larger ones gain nothing
 TRIALS = (60.0, 180.0)  # seconds of audio whose memory is measured; what a second costs is the slope between them
+MOST_SECONDS = 600.0  # more at once gains nothing on any card yet seen, and costs memory that other shapes may need
 RESERVE = 0.12  # of the card, for fragmentation, and for shapes that were not tried
 COMPILE_STEPS = 400  # from so many steps on, what compiling saves has paid for its warm-up on a GPU
 
@@ -101,7 +102,7 @@ def _measured(device: torch.device, attempt: Callable[[float], None]) -> float:
     standing = peaks[0] - slope * TRIALS[0] + 2 * weights  # AdamW's two moments, made at the first step
     whole = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.empty_cache()
-    return float(max(((1 - RESERVE) * whole - standing) / slope // 10 * 10, 30.0))
+    return float(min(max(((1 - RESERVE) * whole - standing) / slope // 10 * 10, 30.0), MOST_SECONDS))
 
 
 def _key(recipe: Recipe, accelerator: Accelerator) -> str:
