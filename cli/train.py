@@ -41,6 +41,9 @@ def train(
         bool, Option("--force-restart", help="Begin anew; a run that is there moves aside to RUN.1.")
     ] = False,
     num_processes: Annotated[int | None, Option("--num-processes", min=1, help="Processes (GPUs) on this machine.")] = None,
+    price_per_hour: Annotated[
+        float | None, Option("--price-per-hour", min=0, help="Of this machine, in dollars: shows the bill so far.")
+    ] = None,
     remote: Annotated[Where | None, Option("--remote", help="Train on a rented GPU, and fetch the checkpoint.")] = None,
     gpu: GpuOpt = None,
     max_hours: Annotated[
@@ -80,18 +83,30 @@ def train(
         order = Order(recipe, folder, out, tuple(overrides or ()), debug, force_restart, tuple(gpu or ()), max_hours)
         train_on_runpod(order, detach=detach, yes=yes)
     elif worker:
-        _train_here(settings, data, out, debug=debug, force_restart=force_restart)
-    elif code := launch(
-        train_words(recipe, data, out, overrides or (), debug=debug, force_restart=force_restart), num_processes
-    ):
-        raise typer.Exit(code)
+        _train_here(settings, data, out, debug=debug, force_restart=force_restart, price_per_hour=price_per_hour)
+    else:
+        words = train_words(
+            recipe, data, out, overrides or (), debug=debug, force_restart=force_restart, price_per_hour=price_per_hour
+        )
+        if code := launch(words, num_processes):
+            raise typer.Exit(code)
 
 
-def _train_here(settings: Recipe, data: str, out: Path, *, debug: bool, force_restart: bool) -> None:
+def _train_here(
+    settings: Recipe, data: str, out: Path, *, debug: bool, force_restart: bool, price_per_hour: float | None
+) -> None:
     from kidspeech.train import train as run_training
 
     with output.progress() as progress:
-        result = run_training(settings, data, out, debug=debug, force_restart=force_restart, progress=progress)
+        result = run_training(
+            settings,
+            data,
+            out,
+            debug=debug,
+            force_restart=force_restart,
+            price_per_hour=price_per_hour,
+            progress=progress,
+        )
     if os.environ.get("RANK", "0") == "0":
         _show(result, data, out)
 

@@ -122,7 +122,7 @@ class Train(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic: auto is bf16 on cards that have it, else fp16, and fp32 on a CPU."""
     compile: bool | Literal["auto"] = "auto"
-    """Compile the network's layers: a minute or less once, then faster steps; auto does on a GPU for long runs."""
+    """Compile the network's layers: a minute or two once, then faster steps; auto does so on a GPU for runs of 5,000 steps."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of an exponential moving average of the weights, which is what is validated and kept; 0 for none."""
     seed: int = 0

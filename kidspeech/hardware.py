@@ -23,7 +23,7 @@ CPU_SECONDS = 240.0  # of audio in a micro-batch on a CPU, where larger ones gai
 TRIALS = (60.0, 180.0)  # seconds of audio whose memory is measured; what a second costs is the slope between them
 MOST_SECONDS = 600.0  # more at once gains nothing on any card yet seen, and costs memory that other shapes may need
 RESERVE = 0.12  # of the card, for fragmentation, and for shapes that were not tried
-COMPILE_STEPS = 400  # from so many steps on, what compiling saves has paid for its warm-up on a GPU
+COMPILE_STEPS = 5000  # compiling takes a minute and a half on an H200 (measured); what a step saves is not yet, so: long runs
 
 
 def between_cpus() -> bool:

@@ -4,11 +4,16 @@ Starting a training: the words for it, and accelerate's launcher, here as on a p
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
+
+import psutil
 
 WORKER = "--worker"
 """Tells `kidspeech train` that a launcher has started it; `python -m kidspeech.train` puts it in."""
@@ -22,11 +27,13 @@ def train_words(
     *,
     debug: bool = False,
     force_restart: bool = False,
+    price_per_hour: float | None = None,
 ) -> list[str]:
     """
     Return what follows `kidspeech train`.
     """
     flags = [flag for flag, given in (("--debug", debug), ("--force-restart", force_restart)) if given]
+    flags += ["--price-per-hour", f"{price_per_hour:g}"] if price_per_hour is not None else []
     return [recipe, "--data", str(data), "--out", str(out), *flags, *overrides]
 
 
@@ -43,12 +50,37 @@ def launch(words: Sequence[str], num_processes: int | None = None) -> int:
 
     arguments = [*launcher_options(num_processes), "-m", "kidspeech.train", *words]
     try:
-        launch_command(launch_command_parser().parse_args(arguments))
+        with _signals_are_the_trainings():
+            launch_command(launch_command_parser().parse_args(arguments))
     except subprocess.CalledProcessError as error:
         return error.returncode
     except ChildFailedError as error:
         return int(error.get_first_failure()[1].exitcode)
     return 0
+
+
+@contextlib.contextmanager
+def _signals_are_the_trainings() -> Iterator[None]:
+    """
+    Pass SIGTERM on to the training, and leave Ctrl-C to it, which has it from the terminal: it saves itself and ends, and
+    then this process does. Where torch's agent runs several processes, it sets handlers of its own that do the same.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {signal.SIGTERM: _pass_on, signal.SIGINT: lambda *_: None}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _pass_on(number: int, _: object) -> None:
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.send_signal(number)
 
 
 def launcher_options(num_processes: int | None) -> list[str]:
