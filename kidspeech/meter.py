@@ -97,8 +97,8 @@ class Meter:
 
     def medians(self) -> dict[str, float]:
         """
-        Return the medians of speed and waiting over all lines but the first, what that one took longer (compiling, mostly),
-        and the peak of memory in GB; nothing for a run that had no step to take.
+        Return the medians of speed and waiting over all lines but the first, what that one took beyond its steps since the
+        run began (weights, a first validation, compiling), and the peak of memory in GB; nothing where no step was taken.
         """
         if not self.lines:
             return {}
