@@ -28,6 +28,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from torch.optim import AdamW
 from transformers import get_scheduler
 
+from kidspeech.adapters import keep_adapters_only
 from kidspeech.augment import Augmentation
 from kidspeech.batching import MicroBatch, Plan, Step, share
 from kidspeech.checkpoint import TrainState, latest, open_run, rotate, step_folder
@@ -41,7 +42,6 @@ from kidspeech.launcher import WORKER
 from kidspeech.loader import Batches, Side, feed
 from kidspeech.meter import Meter
 from kidspeech.models import BaseASRModel, Batch, create_model
-from kidspeech.models.lora import keep_adapters_only
 from kidspeech.noise import read_noise
 from kidspeech.progress import Progress, silent
 from kidspeech.run_record import RunResult, read_result, result_of, write_result

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from kidspeech import arrow_folder, cache, dataset, examples, reading, shards, split, workers
 from kidspeech.config import Recipe, load_recipe
-from kidspeech.features import Waveform
+from kidspeech.features import LogMel, Waveform
 from kidspeech.models import create_model
 from kidspeech.processes import spawned
 
@@ -69,6 +69,17 @@ class Loudness:
                 Path(self.once).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return np.abs(samples[None, ::160])
+
+
+class Deadly(LogMel):
+    """
+    What LogMel becomes in a reader: it dies of clips of 0.9 s.
+    """
+
+    def __call__(self, samples: Waveform) -> NDArray[np.float32]:
+        if round(len(samples) / 16_000, 2) == 0.9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(samples)
 
 
 def wait_with_a_worker(told: Connection) -> None:

@@ -23,7 +23,7 @@ LAYERS: list[set[str]] = [
     {"remote_folder", "hardware"},
     {"reading", "shards", "plots", "page", "batching", "sources"},
     {"workers", "report", "models", "clip_table", "speed", "read_ahead"},
-    {"cache", "collate", "augment", "arrow_folder", "suspicion"},
+    {"cache", "collate", "augment", "adapters", "arrow_folder", "suspicion"},
     {"examples", "noise", "loader", "checkpoint", "overview", "card", "transcribe"},
     {"prepared", "meter", "validation"},
     {"selection", "run_record", "overview_page"},

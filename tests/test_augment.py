@@ -261,7 +261,7 @@ def test_a_folder_of_noise_is_read_once(
     soundfile.write(tmp_path / "noise" / "b.wav", 0.1 * random.standard_normal(40 * 8000), 8000)
     soundfile.write(tmp_path / "noise" / "deep" / "c.flac", 0.1 * random.standard_normal((RATE, 2)), RATE)
     first = read_noise(tmp_path / "noise", featurizer, cache)
-    monkeypatch.setattr("kidspeech.shards.read_audio", None)
+    monkeypatch.setattr("kidspeech.reading.read_audio", None)
 
     assert first.shape == (80, 4002 + 102)
     assert first.dtype == torch.float16

@@ -5,8 +5,6 @@ Predict: every utterance gets a line, in order, whatever its audio; and a killed
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +12,13 @@ import pytest
 import soundfile
 import torch
 import transformers
-from numpy.typing import NDArray
 
 from kidspeech import read_ahead
 from kidspeech.checkpoint import read_best
 from kidspeech.config import Decode, load_recipe
 from kidspeech.dataset import build_dataset
 from kidspeech.errors import AudioError, CheckpointError, ManifestError, RecipeError
-from kidspeech.features import LogMel, Waveform, read_audio
+from kidspeech.features import LogMel, read_audio
 from kidspeech.guards import Decoded
 from kidspeech.manifest import read_manifest
 from kidspeech.metrics import read_predictions, score
@@ -33,6 +30,7 @@ from kidspeech.train import train
 from kidspeech.transcribe import NO_ROOM
 
 from corpora import Corpus
+from dying import Deadly
 
 pytestmark = pytest.mark.integration
 
@@ -163,17 +161,6 @@ def test_a_file_that_kills_its_reader_costs_one_line(
     assert killers == {record["utterance_id"] for record in corpus.records if record["audio_duration_sec"] == 0.9}
     assert {entry.reason for entry in result.skipped} == {f"audio {KILLS}"}
     assert read_predictions(result.out) == expected | dict.fromkeys(killers, "")
-
-
-class Deadly(LogMel):
-    """
-    What LogMel becomes in a reader: it dies of clips of 0.9 s.
-    """
-
-    def __call__(self, samples: Waveform) -> NDArray[np.float32]:
-        if round(len(samples) / 16_000, 2) == 0.9:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().__call__(samples)
 
 
 def test_lines_come_in_the_order_asked_for(best: Path, corpus: Corpus, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from accelerate.utils import DistributedType
 PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 from kidspeech.cli.main import main
-main(["train-worker", *sys.argv[1:]])
+main(["train", "--worker", *sys.argv[1:]])
 """
 
 

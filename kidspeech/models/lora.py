@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -52,25 +50,13 @@ def merged_state(state: Mapping[str, torch.Tensor], config: Model) -> dict[str, 
     return merged
 
 
-def keep_adapters_only(accelerator: Accelerator, config: Model) -> None:
+def save_adapter(network: nn.Module, config: Model, folder: Path) -> None:
     """
-    Make the step folders of *accelerator* hold LoRA's matrices in peft's form, at rank 32 a thirtieth of the weights, and take
-    them back from there. The base is read from where the recipe says. Under FSDP they hold every device's shards of both.
+    Write the matrices of *network* and their settings into *folder*, in peft's form.
     """
-    if accelerator.distributed_type == DistributedType.FSDP:
-        return
-
-    def save(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
-        if accelerator.is_main_process:
-            _save_adapter(accelerator.unwrap_model(models[0], keep_torch_compile=False), config, Path(folder))
-        weights.clear()  # what accelerate would write itself
-
-    def load(models: list[nn.Module], folder: str) -> None:
-        load_adapter(accelerator.unwrap_model(models[0], keep_torch_compile=False), Path(folder))
-        models.clear()  # what accelerate would read itself
-
-    accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
+    state = {name: parameter.detach().contiguous() for name, parameter in _adapter(network).items()}
+    save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    _settings(config).save_pretrained(folder)
 
 
 def load_adapter(network: nn.Module, folder: Path) -> None:
@@ -110,9 +96,3 @@ def _peft() -> Any:
 def _adapter(network: nn.Module) -> dict[str, nn.Parameter]:
     matrices = {name: parameter for name, parameter in network.named_parameters() if ".lora_" in name}
     return {f"{PEFT_PREFIX}{name.replace('.default.', '.')}": parameter for name, parameter in matrices.items()}
-
-
-def _save_adapter(network: nn.Module, config: Model, folder: Path) -> None:
-    state = {name: parameter.detach().contiguous() for name, parameter in _adapter(network).items()}
-    save_file(state, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    _settings(config).save_pretrained(folder)

@@ -52,7 +52,8 @@ class WhisperModel(BaseASRModel):
         """
         if self.config.random is not None:
             return english_tokenizer(self.config.random.get("vocab_size", WHOLE))
-        return _prompted(self._read(transformers.WhisperTokenizer), self.config.language)
+        # the same class in transformers 5; in 4 the other one wants files that 5 no longer writes
+        return _prompted(self._read(transformers.WhisperTokenizerFast), self.config.language)
 
     @cached_property
     def extractor(self) -> transformers.WhisperFeatureExtractor:
