@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from kidspeech.augment import Draws
-from kidspeech.batching import Clips, MicroBatch, Step
+from kidspeech.batching import Clips, MicroBatch, Step, share
 from kidspeech.collate import Collator
-from kidspeech.config import Corpus
-from kidspeech.errors import DatasetError
+from kidspeech.config import Corpus, Recipe
+from kidspeech.errors import DatasetError, TrainingError
 from kidspeech.models import IGNORED, BaseASRModel, Batch
 
 FRAMES_PER_SECOND = 100
@@ -100,6 +101,55 @@ class Batches(torch.utils.data.Dataset[Batch]):
         if self.draws is not None:
             batch["draws"] = torch.from_numpy(self.draws(micro.epoch, micro.clips))
         return batch
+
+
+class MicroBatches:
+    """
+    How one device takes its part of each step: in micro-batches of at most *limit* seconds of padded audio.
+
+    The limit may change as the run goes, by what the card holds; what a step computes does not.
+    """
+
+    def __init__(self, side: Side, model: BaseASRModel, recipe: Recipe, total: int, rank: int, world: int) -> None:
+        self.side, self.model, self.context = side, model, recipe.model.context
+        self.finish = total * (1 - recipe.train.padded_finish)
+        self.rank, self.world, self.limit = rank, world, 0.0
+
+    def share(self, step: Step) -> list[MicroBatch]:
+        """
+        Return this device's micro-batches of *step*.
+        """
+        padded = self._padded(step)
+        cost = partial(self.side.padded_seconds, model=self.model, padded=padded)
+        place = {"rank": self.rank, "world": self.world}
+        return share(step.clips, cost, limit=self.limit, **place, padded=padded, epoch=step.epoch)
+
+    def largest(self, seconds: float) -> MicroBatch:
+        """
+        Return *seconds* of the longest clips, over and over where there are few.
+        """
+        longest = np.argsort(-self.side.seconds, kind="stable")
+        each = self.side.padded_seconds(longest[:1], self.model, padded=False)
+        return MicroBatch(np.resize(longest, max(int(seconds / each), 1)))
+
+    def halve(self, step: Step, error: Exception) -> None:
+        """
+        Make the limit half of what *step* did not fit with.
+
+        Raises:
+            TrainingError: a single clip is too much; or others wait for this device's gradients and can't be told.
+        """
+        smallest = self.side.padded_seconds(step.clips[-1:], self.model, padded=self._padded(step))
+        if self.limit <= smallest or self.world > 1:
+            msg = (
+                f"out of memory at step {step.number + 1} with micro-batches of {self.limit:g} seconds; the newest checkpoint "
+                f"is whole: go on with train.batch_seconds={max(self.limit / 2, 1):g} or model.gradient_checkpointing=true"
+            )
+            raise TrainingError(msg) from error
+        self.limit = max(self.limit / 2, smallest)
+
+    def _padded(self, step: Step) -> bool:
+        return self.context == "padded" or step.number >= self.finish
 
 
 def feed(

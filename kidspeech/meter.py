@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from kidspeech.batching import Step
+from kidspeech.errors import TrainingError
 from kidspeech.hardware import peak_memory
 from kidspeech.loader import Side
 
@@ -30,6 +31,10 @@ class Meter:
         self.begun = time.monotonic()
         self.lines: list[dict[str, float]] = []
         self.first = (0.0, 0)  # seconds and clips of the first line
+        self.bad = 0
+        """Steps in a row, up to the last line, whose loss is not finite."""
+        self.left_out: list[str] = []
+        """A sentence on each such step of the last line."""
         self._start_again()
 
     def timed(self, batches: Iterable[T]) -> Iterator[T]:
@@ -59,9 +64,9 @@ class Meter:
         """
         self._start_again()
 
-    def read(self, learning_rate: float) -> tuple[dict[str, float], list[tuple[Step, float]]]:
+    def read(self, learning_rate: float) -> dict[str, float]:
         """
-        Return the figures since the last line, and each step's loss over all devices; then start again.
+        Return the figures since the last line, over all devices, and start again.
         """
         losses: list[float] = self.accelerator.reduce(torch.stack(self.losses), "sum").tolist()  # waits for the device
         passed = time.monotonic() - self.started
@@ -74,11 +79,23 @@ class Meter:
             "waiting_for_data": self.waited / passed,
             "memory_gb": peak_memory(self.accelerator.device),
         }
-        each = list(zip(self.steps, losses, strict=True))
+        self._note_bad(losses)
         self.first = self.first if self.lines else (passed, sum(len(step.clips) for step in self.steps))
         self.lines.append(figures)
         self._start_again()
-        return figures, each
+        return figures
+
+    def check(self, most: int, *, over: bool) -> None:
+        """
+        Raises:
+            TrainingError: the losses of the last *most* steps are not finite, or of the last one of a run that is *over*.
+        """
+        if self.bad >= most or (self.bad and over):
+            msg = (
+                f"{self.left_out[-1]}, as were the {self.bad - 1} before it; the newest checkpoint is from before: lower "
+                "train.learning_rate, or look at these clips with kidspeech inspect"
+            )
+            raise TrainingError(msg)
 
     def line(self) -> str:
         """
@@ -110,6 +127,15 @@ class Meter:
             "warm_up_seconds": round(warm_up, 1),
             "memory_gb": round(peak_memory(self.accelerator.device), 2),
         }
+
+    def _note_bad(self, losses: list[float]) -> None:
+        self.left_out = []
+        for step, loss in zip(self.steps, losses, strict=True):
+            self.bad = 0 if math.isfinite(loss) else self.bad + 1
+            if self.bad:
+                ids = self.side.texts("utterance_id")
+                some = ", ".join(ids[clip] for clip in step.clips[:5]) + (", …" if len(step.clips) > 5 else "")
+                self.left_out.append(f"the loss is {loss} at step {step.number + 1} ({some}): the step is left out")
 
     def _start_again(self) -> None:
         self.steps: list[Step] = []

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
@@ -30,16 +29,16 @@ from transformers import get_scheduler
 
 from kidspeech.adapters import keep_adapters_only
 from kidspeech.augment import Augmentation
-from kidspeech.batching import MicroBatch, Plan, Step, share
+from kidspeech.batching import Plan, Step
 from kidspeech.checkpoint import TrainState, latest, open_run, rotate, step_folder
 from kidspeech.config import Recipe
 from kidspeech.dataset import Prepared, load_dataset
 from kidspeech.ema import WeightAverage
-from kidspeech.errors import StoppedError, TrainingError
+from kidspeech.errors import StoppedError
 from kidspeech.folders import default_cache, locked
 from kidspeech.hardware import batch_seconds, between_cpus, compiles, precision
 from kidspeech.launcher import WORKER
-from kidspeech.loader import Batches, Side, feed
+from kidspeech.loader import Batches, MicroBatches, Side, feed
 from kidspeech.meter import Meter
 from kidspeech.models import BaseASRModel, Batch, create_model
 from kidspeech.noise import read_noise
@@ -119,8 +118,6 @@ class Job:
     state: TrainState = field(default_factory=TrainState)
     loss: float | None = None
     """As in the log's last line."""
-    bad: int = 0
-    """Steps in a row, up to the log's last line, whose loss is not finite."""
 
     def run_through(self) -> RunResult:
         """
@@ -140,6 +137,8 @@ class Job:
             self.augment = self._augmentation()
         self.batches = Batches(self.train_side, self.model, self.augment.draws(settings.seed))
         self.plan = Plan(self.train_side.seconds, self.train_side.weights(self.recipe.data.corpora), settings)
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        self.micros = MicroBatches(self.train_side, self.model, self.recipe, self.plan.total, rank, world)
         groups = _parameter_groups(self.model.network, settings.weight_decay)
         self.optimizer = AdamW(groups, lr=settings.learning_rate, fused=True)
         warmup = min(settings.warmup_steps, math.ceil(self.plan.total / 10))
@@ -162,7 +161,7 @@ class Job:
         return Augmentation(settings, noise.to(self.accelerator.device))
 
     def _restore(self) -> None:
-        self.limit = batch_seconds(self.recipe, self.accelerator, self._attempt)
+        self.micros.limit = batch_seconds(self.recipe, self.accelerator, self._attempt)
         set_seed(self.recipe.train.seed, device_specific=True)
         newest = latest(self.run)
         if newest is not None:
@@ -176,13 +175,12 @@ class Job:
 
     def _attempt(self, seconds: float) -> None:
         """
-        Take the longest clips forward and backward as one micro-batch, for no step.
+        Take a micro-batch of so many seconds forward and backward, for no step.
         """
-        longest = np.argsort(-self.train_side.seconds, kind="stable")
-        each = self.train_side.padded_seconds(longest[:1], self.model, padded=False)
-        clips = np.resize(longest, max(int(seconds / each), 1))
+        self.model.network.train()
         with self._alone():
-            self.accelerator.backward(self.model.loss(to_device(self.batches[MicroBatch(clips)], self.accelerator.device)))
+            batch = to_device(self.batches[self.micros.largest(seconds)], self.accelerator.device)
+            self.accelerator.backward(self.model.loss(batch))
         self.stepper.zero_grad()
 
     def _fit(self) -> None:
@@ -201,11 +199,11 @@ class Job:
         on_gpu = self.accelerator.device.type == "cuda"
         workers = self.recipe.train.loader_workers if on_gpu else 0  # on a CPU they would only take its cores
         rest = self.plan.rest(self.state.step, self.state.epoch, self.state.step_in_epoch)
-        for step, batches in self.meter.timed(feed(rest, self._share, self.batches, workers=workers, pinned=on_gpu)):
+        for step, batches in self.meter.timed(feed(rest, self.micros.share, self.batches, workers=workers, pinned=on_gpu)):
             try:
                 self.meter.add(step, self._step(step, batches))
             except torch.OutOfMemoryError as error:
-                self._halve(step, error)
+                self._go_smaller(step, error)
                 return
             self._advance(step)
             if self._after(ends_epoch=step.ends_epoch):
@@ -257,21 +255,11 @@ class Job:
         context: contextlib.AbstractContextManager[None] = self.accelerator.no_sync(self.model.network)
         return context
 
-    def _halve(self, step: Step, error: torch.OutOfMemoryError) -> None:
-        """
-        Go on from the same step with micro-batches of half the size, with the same result.
-        """
-        smallest = self.train_side.padded_seconds(step.clips[-1:], self.model, padded=self._padded(step))
-        if self.limit <= smallest or self.accelerator.num_processes > 1:  # the other devices wait for this one's gradients
-            msg = (
-                f"out of memory at step {self.state.step} with micro-batches of {self.limit:g} seconds; the newest checkpoint "
-                f"is whole: go on with train.batch_seconds={max(self.limit / 2, 1):g} or model.gradient_checkpointing=true"
-            )
-            raise TrainingError(msg) from error
+    def _go_smaller(self, step: Step, error: torch.OutOfMemoryError) -> None:
         self.stepper.zero_grad()
-        self.limit = max(self.limit / 2, smallest)
+        self.micros.halve(step, error)
         torch.cuda.empty_cache()
-        note = f"out of memory: micro-batches of {self.limit:g} seconds from here on, the steps stay the same"
+        note = f"out of memory: micro-batches of {self.micros.limit:g} seconds from here on, the steps stay the same"
         self.progress("training", self.state.step, self.plan.total, note)
 
     def _advance(self, step: Step) -> None:
@@ -281,26 +269,12 @@ class Job:
             self.average.update(self.state.step)
 
     def _log(self) -> None:
-        figures, losses = self.meter.read(self.learning_rate)
+        figures = self.meter.read(self.learning_rate)
         self.loss = figures["loss"]
         self.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=self.state.step)
-        self.progress("training", self.state.step, self.plan.total, self.meter.line())
-        for step, loss in losses:
-            self.bad = 0 if math.isfinite(loss) else self.bad + 1
-            if self.bad:
-                self._report_bad(step, loss)
-
-    def _report_bad(self, step: Step, loss: float) -> None:
-        ids = self.train_side.texts("utterance_id")
-        some = ", ".join(ids[clip] for clip in step.clips[:5]) + (", …" if len(step.clips) > 5 else "")
-        what = f"the loss is {loss} at step {step.number + 1} ({some})"
-        self.progress("training", self.state.step, self.plan.total, f"{what}; the step is left out")
-        if self.bad >= self.recipe.train.max_bad_steps or self._over():
-            msg = (
-                f"{what}, as at the {self.bad - 1} before; the newest checkpoint is from before: lower train.learning_rate, "
-                "or look at these clips with kidspeech inspect"
-            )
-            raise TrainingError(msg)
+        for note in (self.meter.line(), *self.meter.left_out):
+            self.progress("training", self.state.step, self.plan.total, note)
+        self.meter.check(self.recipe.train.max_bad_steps, over=self._over())
 
     def _validates(self, *, ends_epoch: bool) -> bool:
         every = self.recipe.train.eval_every
@@ -318,7 +292,7 @@ class Job:
             self.validation.measure(self.state, self.loss)
 
     def _save(self) -> None:
-        if self.bad:  # weights that give no finite loss replace no checkpoint that did
+        if self.meter.bad:  # weights that give no finite loss replace no checkpoint that did
             return
         main = self.accelerator.is_main_process
         self.state.seconds = time.monotonic() - self.started
@@ -334,22 +308,6 @@ class Job:
         if self.accelerator.is_main_process:
             write_result(self.run, result)
         return result
-
-    def _share(self, step: Step) -> list[MicroBatch]:
-        padded = self._padded(step)
-        return share(
-            step.clips,
-            lambda clips: self.train_side.padded_seconds(clips, self.model, padded=padded),
-            limit=self.limit,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            padded=padded,
-            epoch=step.epoch,
-        )
-
-    def _padded(self, step: Step) -> bool:
-        finish = self.plan.total * (1 - self.recipe.train.padded_finish)
-        return self.recipe.model.context == "padded" or step.number >= finish
 
 
 @contextlib.contextmanager
